@@ -50,6 +50,7 @@ ROWS = {
     32: "With `--as-measured`, what is served is what was measured, also where a reward's modules, data, endpoint or"
     " library change.",
     33: "Among lists that are equal, `decide` says something false in at most 5 %.",
+    34: "A list is served until a refreshed one is whole and no worse; older rows and other columns get one line.",
     35: "Acknowledged rows of an exposure log that are in none of its parts yet are collected.",
     36: "A run is made anew of other logs only with `--replace`.",
     37: "Bursts of other work do not change a list's milliseconds; a budget that none meets leaves the old decision.",
@@ -62,8 +63,8 @@ ROWS = {
     44: "Model files score as their library does, to 1e-6, with categories and missing values; a reward that does not"
     " fit ends `decide` before anything is fitted.",
     45: "Lists of a reward that is told who asks are served as they were measured; no answer outlives its deadline.",
-    46: "What users get today (`--control`) is measured as its file says; users and items that logs do not know are said.",
-    47: "Reasons add up to the score of the item, and name the rules that moved it; the page of users is as measured.",
+    46: "What users get today (`--control`) is measured as its file says; unknown users and items are said.",
+    47: "Reasons add up to an item's score, and name the rules that moved it; the page of users is as measured.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
@@ -73,6 +74,7 @@ ELSEWHERE = {
     31: "tests: `experiments/test_left_out.py`, `experiments/test_ab.py`",
     32: "tests: `pipeline/test_rewards.py`, `rewards/test_external.py`",
     33: "tests: `pipeline/test_decide.py`",
+    34: "tests: `pipeline/test_refresh.py`",
     35: "tests: `serving/test_exposure_collect.py`",
     36: "tests: `pipeline/test_other_logs.py`",
     37: "tests: `pipeline/test_decide.py`",

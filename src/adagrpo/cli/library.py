@@ -22,6 +22,7 @@ from adagrpo.pipeline import (
     export,
     named_files,
     outcomes,
+    refreshed,
     stage,
     staleness,
     status,

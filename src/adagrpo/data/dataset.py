@@ -87,6 +87,7 @@ def build_dataset(
     min_item_interactions: int = 1,
     keep_unseen_items: bool = False,  # keep items of the table without interactions
     baskets: bool = False,
+    numbered_before: pl.Series | None = None,  # (V,) ids that keep their numbers, 0 to V - 1
 ) -> Dataset:
     """Take the k-core, number users and items, and sort each user's interactions by time; ties keep the file's order.
 
@@ -109,7 +110,11 @@ def build_dataset(
     met = int(catalogue.is_in(described[ITEM_ID].implode()).sum())
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
-    catalogue = in_hash_order(catalogue)
+    if numbered_before is None:
+        catalogue = in_hash_order(catalogue)
+    else:
+        came = catalogue.filter(~catalogue.is_in(numbered_before.implode()))
+        catalogue = pl.concat([numbered_before, in_hash_order(came)])
     numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
     unit = logs.understood.get("time", {}).get("unit")
     lines = len(numbered)

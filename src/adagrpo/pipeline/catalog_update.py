@@ -242,9 +242,7 @@ def _placed(
     moving: NDArray[np.int64],  # (N,) rows, ascending
     together: sparse.csr_array,  # (V - trained, trained)
 ) -> _State:
-    trained = parent.trained
-    similarity = _similarity(run, state.items[:trained], state.items[moving.tolist()])
-    weights = weights_of(similarity, together[moving - trained], PRIOR)
+    weights = likeness(run, state.items, moving, together)
     silent = np.flatnonzero(np.diff(weights.indptr) == 0)
     if len(silent):
         name = state.items[ITEM_ID][int(moving[silent[0]])]
@@ -252,25 +250,45 @@ def _placed(
             f"item {name!r}: no word of its text or attributes is in another item's, nor was it seen beside one, and "
             f"{len(silent) - 1} more; nothing says what it is like"
         )
+    fixed = np.ones(len(state.codes), np.bool_)
+    fixed[moving] = False
+    state.codes[moving] = codes_near(run, weights, state.codes[fixed])
+    kept = state.neighbours.filter(~pl.col(ITEM).is_in(moving.tolist()))
+    return state._replace(neighbours=pl.concat([kept, neighbours_of(moving, weights)]).sort(ITEM, "neighbour"))
+
+
+def likeness(
+    run: RunDirectory,
+    items: pl.DataFrame,  # V rows, those of training first
+    new: NDArray[np.int64],  # (N,) rows
+    together: sparse.csr_array,  # (V - trained, trained)
+) -> sparse.csr_array:
+    """Return (N, trained) weights of the items of training that new ones are like; none where nothing says so."""
+    trained = together.shape[1]
+    similarity = _similarity(run, items[:trained], items[new.tolist()])
+    return weights_of(similarity, together[new - trained], PRIOR)
+
+
+def codes_near(run: RunDirectory, weights: sparse.csr_array, taken: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (N, L) free codes near the items of training of (N, trained) weights; `taken` (V, L) are not free."""
     first = CatalogVersion(run, 0).codes
     codes = first.codes.numpy()
     meaning = codes[:, :-1] if numbers_items(codes) else codes
-    fixed = np.ones(len(state.codes), np.bool_)
-    fixed[moving] = False
-    quantization = level_means(meaning, item_vectors(run))
-    state.codes[moving] = free_codes(weights, quantization, first.level_sizes, state.codes[fixed])
+    return free_codes(weights, level_means(meaning, item_vectors(run)), first.level_sizes, taken)
+
+
+def neighbours_of(items: NDArray[np.int64], weights: sparse.csr_array) -> pl.DataFrame:
+    """Return the table of neighbours of (N,) items: item, neighbour, weight."""
     entries = weights.tocoo()
     row, neighbour = entries.coords
     order = np.lexsort((neighbour, row))
-    added = pl.DataFrame(
+    return pl.DataFrame(
         [
-            pl.Series(ITEM, moving[row[order]].astype(np.int32)),
+            pl.Series(ITEM, items[row[order]].astype(np.int32)),
             pl.Series("neighbour", neighbour[order].astype(np.int32)),
             pl.Series("weight", entries.data[order].astype(np.float32)),
         ]
     )
-    kept = state.neighbours.filter(~pl.col(ITEM).is_in(moving.tolist()))
-    return state._replace(neighbours=pl.concat([kept, added]).sort(ITEM, "neighbour"))
 
 
 def _similarity(run: RunDirectory, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_array:

@@ -44,6 +44,7 @@ from adagrpo.trainer.processes import processes
 
 ALWAYS = ("name", "threads")  # settings accepted by every command, without effect on results
 REFIT, MEASURED = "refit", "measured"  # folder of a refit; in it, the name of the run that it is of
+REFRESH, BEGUN = "refresh", "begun"  # folder of refreshes; in one, the name of the fit that it goes on from
 
 
 class RunDirectory(ABC):
@@ -58,6 +59,7 @@ class RunDirectory(ABC):
         code: Path | None = None,
         source: Path | None = None,
         measured: RunDirectory | None = None,
+        begun: RunDirectory | None = None,
     ) -> None:
         """Inspect a run directory, which is created at the first write.
 
@@ -66,17 +68,18 @@ class RunDirectory(ABC):
             code: folder of the recipe's modules; None is the working directory.
             source: a read-only run for missing stages.
             measured: likewise, of a refit, see `adagrpo.pipeline.refit`; its files are also `measured/<path>`.
+            begun: of a refresh, the refit or refresh whose weights it goes on from; its files are `begun/<path>`.
 
         Raises:
             UserError: the directory holds something else, or an arm has a list's name.
         """
-        self.kind: Kind = "run" if measured is None else "refit"
+        self.kind: Kind = "run" if measured is None else "refit" if begun is None else "refresh"
         check_kind(directory, self.kind)
         for arm in config.train.arms:
             if parse_list(arm.name).policy is None:
                 raise UserError(f"train.arms: '{arm.name}' is the name of a list; take another")
         self.directory, self.config, self.data, self.source = directory, config, data, source
-        self.measured = measured
+        self.measured, self.begun = measured, begun
         self.called = directory  # the path as given by the user
         self.overrides: tuple[str, ...] = ()  # this command's overrides of run.yaml
         self.catalog = 0  # catalogue version to evaluate, see `adagrpo.pipeline.versions`
@@ -166,6 +169,8 @@ class RunDirectory(ABC):
         if self.measured is not None:
             if parts[0] == MEASURED:
                 return self.measured.path(*parts[1:])
+            if parts[0] == BEGUN and self.begun is not None:
+                return self.begun.path(*parts[1:])
             return own if os.path.lexists(own) else self.measured.path(*parts)
         if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
             return self.source.joinpath(*parts)
@@ -237,7 +242,7 @@ def finished_stages(run: RunDirectory, *patterns: str) -> list[str]:
     """Return finished stages that match patterns such as `train/*`."""
     paths = ((root, path) for root in roots(run) for pattern in patterns for path in root.glob(f"{pattern}/{MANIFEST}"))
     names = {path.parent.relative_to(root).as_posix() for root, path in paths}
-    return sorted(name for name in names if not name.startswith(f"{REFIT}/"))
+    return sorted(name for name in names if not name.startswith((f"{REFIT}/", f"{REFRESH}/")))
 
 
 def trained_arms(run: RunDirectory) -> list[str]:

@@ -32,7 +32,7 @@ from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, batches, predict, sample_cases, summarise
 from adagrpo.pipeline.directory import hash_of, place_of, read_of
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
@@ -135,6 +135,9 @@ class Models:
         for name in ("model.safetensors", "checkpoint.json"):
             hash_of(self.run, weights / name)
         borrowed = self.data.version.borrowed
+        if self.run.begun is not None and self.run.measured and not weights.is_relative_to(self.run.directory):
+            trained = CatalogVersion(self.run.measured, 0).trained  # the run's own weights, which no fit goes on from
+            borrowed = self.data.version.neighbours_before(trained) if self.data.num_items > trained else None
         try:
             load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
         except RuntimeError as error:  # names or shapes differ from the configuration
@@ -347,6 +350,23 @@ class Models:
             precision=options.precision,
             report=report,
         )
+
+
+def load_begun(data: RunData, stage: str, model: nn.Module) -> None:
+    """Load the weights that a refresh goes on from; items that are new since then get the mean of their neighbours."""
+    begun = data.run.begun
+    assert begun is not None, "a refresh goes on from something"
+    before = Models(RunData(begun, CatalogVersion(begun, begun.catalog)))
+    weights = begun.path(*stage.split("/"), "best")
+    known = before.ranker(weights) if isinstance(model, SequentialRanker) else before.policy(weights)
+    state, more = known.state_dict(), data.num_items - before.data.num_items
+    for name in getattr(model, "item_tables", ()):
+        state[name] = nn.functional.pad(state[name], (0, 0, 0, more))
+    model.load_state_dict(state)
+    if more and isinstance(model, _Borrows):
+        near = data.version.neighbours_before(before.data.num_items)
+        with torch.no_grad():
+            model.borrow(_sparse(near).to(data.device))
 
 
 def _refuse_other_items(data: RunData, checkpoint: Path) -> None:

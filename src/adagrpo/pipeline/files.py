@@ -107,19 +107,21 @@ class CatalogVersion:
     @cached_property
     def neighbours(self) -> pl.DataFrame:
         """Neighbours of added items: item, neighbour, weight."""
-        if self.number:
+        if self.number or self.run.begun is not None:
             return pl.read_parquet(self.run.checked(*self.stage.split("/"), "neighbours.parquet"))
         return pl.DataFrame(schema={ITEM: pl.Int32, "neighbour": pl.Int32, "weight": pl.Float32})
 
     @property
     def borrowed(self) -> sparse.csr_array | None:
         """(V - trained, trained) neighbour weights; None without added items."""
-        if len(self.items) == self.trained:
-            return None
-        table = self.neighbours
-        rows = table[ITEM].to_numpy().astype(np.int64) - self.trained
+        return None if len(self.items) == self.trained else self.neighbours_before(self.trained)
+
+    def neighbours_before(self, items: int) -> sparse.csr_array:
+        """Return (V - items, items) neighbour weights of the items behind the first ones."""
+        table = self.neighbours.filter(pl.col(ITEM) >= items)
+        rows = table[ITEM].to_numpy().astype(np.int64) - items
         entries = (table["weight"].to_numpy(), (rows, table["neighbour"].to_numpy()))
-        return sparse.csr_array(entries, shape=(len(self.items) - self.trained, self.trained))
+        return sparse.csr_array(entries, shape=(len(self.items) - items, items))
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -291,7 +293,7 @@ class RunData:
     def admitted(self) -> torch.Tensor | None:
         """(V,) bool, listed and eligible items; None is all."""
         eligible = None if self.eligible is None else self.eligible.items
-        if not self.version.number:
+        if not self.version.number and self.run.begun is None:
             return eligible
         return self.catalog.listed if eligible is None else self.catalog.listed & eligible
 

@@ -170,7 +170,7 @@ class _Answering:
     def __init__(self, wanted: Wanted, run: RunDirectory, served: Recommender) -> None:
         self.wanted, self.run, self.served = wanted, run, served
         self.narrowing = served.narrow(wanted.include, wanted.exclude)
-        self.data = RunData(run)
+        self.data = RunData(answering(run, wanted.asked).run)
         self.item_type = load_item_ids(self.data.prepared).dtype
         self.integers = load_user_ids(self.data.prepared).dtype == pl.Int64
         self._logged: LoggedHistories | None = None

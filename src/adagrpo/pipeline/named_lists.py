@@ -30,6 +30,7 @@ from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
 from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.refit import refit_of, why_not_refit
+from adagrpo.pipeline.refreshed import served_refresh
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -65,8 +66,8 @@ class Answering(NamedTuple):
     """What a request for a list is answered by.
 
     Attributes:
-        run: the run, or its refit.
-        note: why the refit does not answer, if there should be one.
+        run: the run, its refit or a refresh.
+        note: why the refit or refresh that should answer does not.
     """
 
     run: RunDirectory
@@ -88,20 +89,29 @@ def answering(run: RunDirectory, asked: ListOptions) -> Answering:
         UserError: see `served_list` and `check_served`.
     """
     name, chosen = served_list(run, asked.arm, asked.checkpoint, asked.reward_weight)
-    version = open_version(run, asked.catalog)
-    check_served(run, chosen, version, name, asked.checkpoint)
-    measured = Answering(run, name, chosen, version)
-    if asked.as_measured or asked.checkpoint != "best" or asked.reward_weight or not run.config.decide.refit:
-        return measured
-    if (decided := decision_now(run)) is None or parse_list(decided["chosen"]) != name:
-        return measured
+    may_be_refit = not (asked.as_measured or asked.checkpoint != "best" or asked.reward_weight)
+    decided = decision_now(run) if may_be_refit and run.config.decide.refit else None
+    is_chosen = decided is not None and parse_list(decided["chosen"]) == name
     refit = refit_of(run)
-    if why := why_not_refit(refit, decided["chosen"]):
+    not_refit = why_not_refit(refit, str(name)) if is_chosen else ""
+    fresh, not_fresh = served_refresh(run, str(name)) if is_chosen and not not_refit else (None, "")
+    by_fresh = fresh is not None and asked.catalog in (LATEST, fresh.version.name)
+    version = open_version(run, LATEST if by_fresh else asked.catalog)
+    check_served(run, chosen, version, name, asked.checkpoint)
+    if not is_chosen:
+        return Answering(run, name, chosen, version)
+    if not_refit:
         again = command(run, "decide")
-        return measured._replace(note=f"the refit of {name} {why}, so the list is served as measured; run {again}")
-    weights = refit.path(*weights_of(chosen.arm))
-    step, why = read_json(weights / "checkpoint.json")["step"], f"{chosen.why}, refit on all interactions"
-    return Answering(refit, name, Chosen(chosen.arm, weights, step, why), CatalogVersion(refit, version.number))
+        said = f"the refit of {name} {not_refit}, so the list is served as measured; run {again}"
+        return Answering(run, name, chosen, version, said)
+    if fresh is not None and by_fresh:
+        answers, why = fresh.version, f"refreshed by interactions to {fresh.about['last']}"
+    else:
+        answers, why = CatalogVersion(refit, version.number), "refit on all interactions"
+    weights = answers.run.path(*weights_of(chosen.arm))
+    step = read_json(weights / "checkpoint.json")["step"]
+    said = f"{not_fresh}, so its refit is served; run {command(run, 'refresh')}" if not_fresh else ""
+    return Answering(answers.run, name, Chosen(chosen.arm, weights, step, f"{chosen.why}, {why}"), answers, said)
 
 
 def served_list(

@@ -33,7 +33,7 @@ def refit_of(run: RunDirectory) -> RunDirectory:
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
     """Fit the parts of a list on all interactions; return their number and the seconds that fitting took."""
     refit = refit_of(run)
-    stages = _stages(refit, chosen)
+    stages = fitted_stages(refit, chosen)
     run.console.note(f"{REFIT}: the parts of {chosen} are fitted once more, on all interactions")
     for name, declare in stages.items():
         make(refit, name, declare(refit))
@@ -45,7 +45,7 @@ def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
 def why_not_refit(refit: RunDirectory, chosen: str) -> str:
     """Return why a refit cannot be served; empty if it can."""
     try:
-        stages = _stages(refit, chosen)
+        stages = fitted_stages(refit, chosen)
     except (UserError, OSError) as error:
         return f"cannot be read: {error}"
     if any(not (refit.directory / name / MANIFEST).is_file() for name in stages):
@@ -54,7 +54,7 @@ def why_not_refit(refit: RunDirectory, chosen: str) -> str:
     return next((f"is stale: its {part.name} is {part.state} ({part.why})" for part in parts if not part.usable), "")
 
 
-def _stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
+def fitted_stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
     """Return what a list is made of that reads training interactions, in execution order."""
     called = parse_list(chosen)
     maker = ListMaker(Models(RunData(refit)))

@@ -66,6 +66,7 @@ from adagrpo.pipeline.outputs import (
     write_output,
 )
 from adagrpo.pipeline.refit import make_refit
+from adagrpo.pipeline.refresh import refresh, serve_before
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
@@ -289,6 +290,27 @@ class Run(RunDirectory):
                 content = content | {"refit": make_refit(self, content["chosen"])}
         return content
 
+    def refresh(self, logs: Sequence[str | Path]) -> dict[str, Any]:
+        """Take newer rows of the logs into the list that is served, see `adagrpo.pipeline.refresh`.
+
+        Args:
+            logs: only the new rows, or longer logs that repeat the old ones; with the columns of the run's.
+
+        Returns:
+            The content of refresh.json: what is new, the comparison on the newest rows, and whether the list with them
+            `takes_over`.
+
+        Raises:
+            UserError: the run has no refit list, or the logs no newer rows of it.
+        """
+        with self._doing():
+            return refresh(self, [Path(one) for one in logs])
+
+    def serve_before(self) -> dict[str, Any]:
+        """Serve what was served before the last refresh that took over; return both numbers, 0 for the refit."""
+        with self._doing():
+            return serve_before(self)
+
     def report(self) -> Path:
         """Write report.html and return its path."""
         with self._doing():
@@ -361,12 +383,12 @@ class Run(RunDirectory):
             arm, checkpoint, reward_weight, precision=precision, catalog=str(catalog), as_measured=as_measured
         )
         found = answering(self, asked)
-        key = (str(found.name), checkpoint, reward_weight, precision, found.version.number, found.refit)
+        key = (str(found.name), checkpoint, reward_weight, precision, found.version.name, found.refit)
         # another process may have retrained
         weights = hash_of(found.run, found.chosen.weights / "model.safetensors")
         made_from = (weights, list_read(found.run, found.name, reward_weight, checkpoint))
         if key not in self._served or self._served[key][0] != made_from:
-            asked = replace(asked, arm=str(found.name), catalog=str(found.version.number))
+            asked = replace(asked, arm=str(found.name), catalog=found.version.name)
             self._served[key] = (made_from, *recommender(self, asked))
         _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)

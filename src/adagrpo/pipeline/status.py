@@ -9,12 +9,13 @@ from typing import Any
 
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import why_refused
-from adagrpo.pipeline.directory import REFIT, command, events_of, find_content, remake_command, trained_arms
+from adagrpo.pipeline.directory import REFIT, REFRESH, command, events_of, find_content, remake_command, trained_arms
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.make import StageFolder
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.refit import refit_of, why_not_refit
+from adagrpo.pipeline.refreshed import refreshes, served_refresh
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import parts_of
@@ -36,8 +37,12 @@ def status(directory: Path) -> dict[str, Any]:
     if outputs[DECISION]["state"] == "missing":  # nothing was decided
         del outputs[DECISION]
     elif outputs[DECISION]["state"] == "done" and run.config.decide.refit:
-        why = why_not_refit(refit_of(run), read_json(run.path(DECISION))["chosen"])
+        chosen = read_json(run.path(DECISION))["chosen"]
+        why = why_not_refit(refit_of(run), chosen)
         outputs[REFIT] = {"state": "not served" if why else "done", "why": f"it {why}" if why else ""}
+        if not why and refreshes(run)[0]:
+            why = served_refresh(run, chosen)[1]
+            outputs[REFRESH] = {"state": "not served" if why else "done", "why": why}
     return {
         "kind": "run",
         "run": str(directory),
@@ -69,7 +74,7 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     header = ("stage", "state", "made", "seconds", "why")
     table = Table(header, tuple(rows), ("left", "left", "left", "right", "left"))
     lines = [f"goes on from {content['goes_on_from']}"] if content["goes_on_from"] else []
-    for name in (name for name in ("metrics.json", "report.html", DECISION, REFIT) if name in content):
+    for name in (name for name in ("metrics.json", "report.html", DECISION, REFIT, REFRESH) if name in content):
         entry = content[name]
         lines.append(f"{name}: {entry['state']}" + (f", {entry['why']}" if entry["why"] else ""))
     return table, [*lines, _busy(content) or f"next: {content['next'] or 'nothing, report.html has the results'}"]

@@ -17,7 +17,7 @@ from adagrpo.storage.writing import make_folder, naming
 
 MARK = ".adagrpo"
 SCHEMA_VERSION = 1
-Kind = Literal["run", "refit", "comparison", "list of recommendations", "exposure log", "loop", "experiment"]
+Kind = Literal["run", "refit", "refresh", "comparison", "list of recommendations", "exposure log", "loop", "experiment"]
 
 
 def is_marked(directory: Path) -> bool:

@@ -71,7 +71,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
     def build(work: Path) -> None:
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
-        if starts_from_vectors:
+        if starts_from_vectors and run.begun is None:
             start_from_vectors(run, ranker.items, emptied(data.training, left_out))
         schedule = replace(models.schedule(settings), left_out=left_out if left_out.any() else None)
         impressions = _impressions(data, kind)

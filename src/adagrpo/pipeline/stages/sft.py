@@ -24,7 +24,7 @@ def sft(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         policy = models.policy()
         items = getattr(policy, "items", None)  # if the policy has item vectors
-        if isinstance(items, nn.Embedding):
+        if isinstance(items, nn.Embedding) and run.begun is None:
             start_from_vectors(run, items, data.training)
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm

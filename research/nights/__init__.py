@@ -1,0 +1,1 @@
+"""A simulated shop whose list is refreshed every night."""

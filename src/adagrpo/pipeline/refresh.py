@@ -1,0 +1,464 @@
+"""`adagrpo refresh`: take newer rows into the served list, if it is not worse with them.
+
+1. All rows so far are prepared, items keeping their numbers (`RUN/refresh/NNNN/list/prepare`).
+2. Of the rows that the served list has not seen, by time, the newer half are cases. What the list is made of is fitted
+   on all rows before them (`trial`): counts anew, weights from those of the served list, for `GOING_ON` of the epochs
+   of the refit. Both lists answer each user's first interaction of the newer half, with the same history.
+3. The served list stays if the other's NDCG@10 is lower by more than `decide.margin` of its own and the 95 % interval
+   of the difference is below zero; or with fewer than `FEWEST` cases. The rows are kept all the same. (To ask, as
+   `decide` does of a simpler list, for an interval that ends within the margin would take more cases than a night has.)
+4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
+
+An item that the list has not been admitted to hold waits until it has `m` interactions. `m` is that of `LEAST` with the
+highest NDCG@10 on the cases, where the items that then had waited take the places of others; none, where no `m` is
+above leaving all of them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data import splits
+from adagrpo.data.columns import BASKET, ITEM, ITEM_ID, TIMESTAMP, USER, USER_ID
+from adagrpo.data.dataset import Dataset, build_dataset, in_hash_order
+from adagrpo.data.logs.interactions import Logs
+from adagrpo.data.logs.log_fields import UNITS, moment
+from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
+from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
+from adagrpo.evaluation.statistics import all_pairs
+from adagrpo.lists.names import ListName, parse_list
+from adagrpo.metrics import ndcg
+from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
+from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, place_of, weights_of
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import CatalogVersion, RunData
+from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.make import make
+from adagrpo.pipeline.named_lists import Answering, ListOptions, answering, decision_now
+from adagrpo.pipeline.refit import fitted_stages
+from adagrpo.pipeline.refreshed import (
+    ABOUT,
+    decided_by,
+    of_rows,
+    open_refresh,
+    refresh_of,
+    refreshes,
+    serve_refresh,
+)
+from adagrpo.pipeline.stage import Declaration, sources_of
+from adagrpo.pipeline.stages.fuse import fit_sources
+from adagrpo.pipeline.stages.prepare import PREPARED, log_source
+from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
+from adagrpo.pipeline.versions import open_version
+from adagrpo.semantic_ids import Catalog, language_vectors
+from adagrpo.semantic_ids.placement import seen_together
+from adagrpo.storage.writing import remove
+from adagrpo.types import Cases, Ragged
+
+TOP = 10
+FEWEST, MOST = 30, 4_000  # cases of a comparison: with fewer the served list stays, more are sampled
+LEAST = (1, 2, 5, 10, 20, 50)  # interactions that an item may have to have, before it is in lists
+ROWS = "rows.parquet"  # of all logs so far, before data.min_...: user_id, item_id, timestamp [, basket]
+KEYS = [USER_ID, ITEM_ID, TIMESTAMP]
+WEEKS = 4  # before a day without rows, in most of which the day of its week has rows if one was dropped
+
+
+class _Rows(NamedTuple):
+    """All rows so far, and what is said of the new ones."""
+
+    rows: pl.DataFrame  # user_id, item_id, timestamp [, basket]
+    unit: str | None  # of the times
+    about: dict[str, Any]
+
+
+def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
+    """Take the new rows of logs into the served list, and return the content of refresh.json.
+
+    Raises:
+        UserError: the run has no refit list, or the logs have no newer rows of it.
+    """
+    started = time.monotonic()
+    with locked(run):
+        old = _served(run)
+        served, last = refreshes(run)
+        served = 0 if old.run.begun is None else served
+        of, number = decided_by(run, str(old.name)), last + 1
+        goes_on = last > 0 and open_refresh(run, last).about["of"] == of  # else its rows are of other logs
+        known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
+        found = _with_new_rows(run, logs, known)
+        run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
+        whole, trial = refresh_of(run, number), refresh_of(run, number, "trial")
+        old.run.catalog = old.version.number
+        trial.begun, whole.begun = old.run, trial
+        waiting = open_refresh(run, served).about["waiting"] if served else []
+        data, start, items_before = _numbered(run, old, found)
+        reads = [*logs, known]
+        lengths = np.bincount(data.interactions[USER].to_numpy(), minlength=len(data.users))
+        make(whole, "prepare", _prepared(whole, data, splits.everything(lengths), reads, {}, found.rows))
+        split = _cut(run, data, lengths, start)
+        seen = dataclasses.replace(data, items=data.items.head(items_before))
+        make(trial, "prepare", _prepared(trial, seen, split, reads, {"from": start}))
+        make(trial, "tokenize", _placed(run, trial, old.version, waiting, 0))
+        _fit(run, trial, str(old.name))
+        compared = _compare(run, old, trial, waiting)
+        about = {"number": number, "before": served, "of": of, "catalog": open_version(run).name, **found.about}
+        about |= {"list": str(old.name), "cases_from": _said(start, found.unit), **compared, "waiting": waiting}
+        if compared["takes_over"]:
+            base = CatalogVersion(trial, 0)
+            make(whole, "tokenize", _placed(run, whole, base, waiting, compared["least"], old.version))
+            _fit(run, whole, str(old.name))
+            candidates = _candidates(whole, len(old.version.items), waiting)
+            listed = CatalogVersion(whole, 0).codes.listed.numpy()
+            names = load_items(whole.path("prepare"))[ITEM_ID].to_list()
+            about["waiting"] = [names[item] for item in np.flatnonzero(candidates & ~listed)]
+            about["items_admitted"] = int((candidates & listed).sum())
+        about["seconds"] = round(time.monotonic() - started, 1)
+        write_json(run.directory / REFRESH / f"{number:04d}" / ABOUT, about)
+        now = number if compared["takes_over"] else served
+        serve_refresh(run, now, number)
+        kept = {number, now, open_refresh(run, now).about["before"] if now else 0}
+        for folder in (run.directory / REFRESH).glob("[0-9]*"):
+            if int(folder.name) not in kept:
+                remove(folder, lambda name: True)
+    return about
+
+
+def serve_before(run: RunDirectory) -> dict[str, Any]:
+    """Serve what was served before the refresh that is served now; return both numbers, 0 for the refit."""
+    with locked(run):
+        number, last = refreshes(run)
+        if not number:
+            raise UserError(f"{run.called}: serves no refresh, so there is none to go back from")
+        before = int(open_refresh(run, number).about["before"])
+        if before and not (run.directory / REFRESH / f"{before:04d}" / ABOUT).is_file():
+            raise UserError(f"{run.called}: refresh {before}, served before {number}, is not kept any more")
+        serve_refresh(run, before, last)
+    return {"number": before, "instead_of": number}
+
+
+def _served(run: RunDirectory) -> Answering:
+    if not run.config.decide.refit or decision_now(run) is None:
+        again = command(run, "decide")
+        raise UserError(
+            f"{REFRESH}: goes on from the refit of the list that decide chose, and there is none; run {again}"
+        )
+    old = answering(run, ListOptions())
+    if not old.refit:
+        raise UserError(f"{REFRESH}: {old.note}")
+    if RunData(old.run).shown_files:
+        raise UserError(
+            f"{REFRESH}: {run.called} knows what was shown, and newer rows cannot be added to that yet; decide again"
+            " with all logs"
+        )
+    return old
+
+
+def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows:
+    known = pl.read_parquet(path)
+    if TIMESTAMP not in known.columns:
+        raise UserError(f"{REFRESH}: the logs of {run.called} have no times, so nothing says which rows are newer")
+    source, options = log_source(run), run.config.data
+    table = source.read_items() if source.items is not None and source.items.is_file() else None
+    read = source._replace(logs=[*logs]).read_logs(source.refusals(table))
+    unit = run.content("prepare", "summary.json").get("understood", {}).get("time", {}).get("unit")
+    given = read.understood.get("time", {}).get("unit")
+    if given != unit and None not in (given, unit):
+        raise UserError(
+            f"{logs[0]}: its times are in {given}, and those of {run.called} in {unit}; give both in {unit}"
+        )
+    if path.name == TRAINING_LOGS and options.split.baskets and options.columns.basket is not None:
+        # of a run's own logs the order ids are not kept, only which lines are of one order
+        orders = pl.read_parquet(path.with_name("train.parquet"), columns=[USER, BASKET])
+        ids = orders.select(pl.format("order {} of user {}", BASKET, USER))
+        known = known.with_columns(ids.to_series().alias(BASKET))
+    rows = read.interactions.select([name for name in known.columns if name in read.interactions.columns])
+    for name in (USER_ID, ITEM_ID):
+        given_ids = rows.get_column(name)
+        typed = given_ids.cast(known.schema[name], strict=False)
+        if len(wrong := given_ids.filter(typed.is_null())):
+            raise UserError(f"{logs[0]}: {name} {wrong[0]!r}: the ids of {run.called} are whole numbers")
+        rows = rows.with_columns(typed)
+    if BASKET in rows.columns:
+        last_line = pl.col(TIMESTAMP).max().over(USER_ID, BASKET)  # an order is known at the time of its last line
+        rows = rows.with_columns(pl.col(BASKET).cast(pl.String), last_line)
+    if rows.schema[TIMESTAMP] != known.schema[TIMESTAMP]:
+        rows, known = (one.with_columns(pl.col(TIMESTAMP).cast(pl.Float64)) for one in (rows, known))
+    users, known_users = rows[USER_ID].unique(), known[USER_ID].unique()
+    if not users.is_in(known_users.implode()).any():
+        raise UserError(
+            f"{logs[0]}: none of its {len(users):,} users is one of the {len(known_users):,} of {run.called}; are ids"
+            f" such as {users.sort()[0]!r} of the same kind as {known_users.sort()[0]!r}? ({options.columns.user})"
+        )
+    latest = known[TIMESTAMP].max()
+    repeated = len(known.join(rows, on=KEYS, how="semi"))
+    fresh = rows.join(known, on=KEYS, how="anti", maintain_order="left")
+    newer = fresh.filter(pl.col(TIMESTAMP) > latest)
+    to = _said(latest, unit)
+    if not len(newer) and repeated:
+        raise UserError(
+            f"{logs[0]}: ends at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is"
+            " new; give a log that ends later"
+        )
+    if not len(newer):
+        raise UserError(
+            f"{logs[0]}: its {len(rows):,} rows are all from before {to}, up to where {run.called} has them; older rows"
+            " are for `adagrpo decide` with the whole log"
+        )
+    times = newer[TIMESTAMP]
+    about = {
+        "understood": "a longer log" if 2 * repeated >= len(known) else "new rows",
+        "rows": {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)},
+        "new_users": int((~newer[USER_ID].unique().is_in(known_users.implode())).sum()),
+        "new_items": int((~newer[ITEM_ID].unique().is_in(known[ITEM_ID].unique().implode())).sum()),
+        **{"first": _said(times.min(), unit), "last": _said(times.max(), unit), "known_to": to},
+        "dropped_days": _dropped_days(known[TIMESTAMP], times, unit),
+    }
+    return _Rows(pl.concat([known, fresh.select(known.columns)]), unit, about)
+
+
+def _said(time: Any, unit: str | None) -> str:
+    return f"{time:.15g}" if unit is None else moment(float(time), unit)
+
+
+def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[str]:
+    """Return the days without rows since those known, if their day of the week has rows in most weeks before."""
+    if unit is None:
+        return []
+    days = [(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64) for times in (known, new)]
+    there = {*days[0].unique().to_list(), *days[1].unique().to_list()}
+    first, begin, end = min(there), int(days[0].max()), int(days[1].max())  # type: ignore[arg-type]
+    dropped = []
+    for day in range(begin + 1, end):
+        weeks = [day - 7 * week in there for week in range(1, WEEKS + 1) if day - 7 * week >= first]
+        if day not in there and 2 * sum(weeks) > len(weeks):
+            dropped.append(moment(86_400.0 * day, "seconds")[:10])
+    return dropped
+
+
+def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset, float, int]:
+    """Return all interactions, the time of the first cases, and how many items there are before it.
+
+    Items keep the numbers that they have in the served list; behind them come those that are new before the cases, and
+    then those that are new after.
+    """
+    source, options = log_source(run), run.config.data
+    first = old.version.items.drop(ITEM)
+    table = source.read_items() if source.items is not None and source.items.is_file() else None
+    if table is not None:
+        ids = table[ITEM_ID].cast(first.schema[ITEM_ID], strict=False)
+        table = table.with_columns(ids).filter(ids.is_not_null() & ~ids.is_in(first[ITEM_ID].implode()))
+        first = pl.concat([first, table], how="diagonal_relaxed")
+    understood = {"time": {"unit": found.unit}}
+    logs = Logs(found.rows, None, pl.DataFrame(), len(found.rows), 0, understood=understood)
+    names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
+    counted = {name: getattr(options, name) for name in names} | {"baskets": options.split.baskets}
+
+    def data_of(before: pl.Series) -> Dataset:
+        return build_dataset(logs, first, **counted, numbered_before=before)
+
+    ids = old.version.item_ids
+    data = data_of(ids)
+    times = data.interactions[TIMESTAMP]
+    seen_to = pl.read_parquet(old.run.path("prepare", TRAINING_LOGS), columns=[TIMESTAMP])[TIMESTAMP].max()
+    unseen = times.filter(times > seen_to).sort()
+    if not len(unseen):
+        raise UserError(f"{REFRESH}: no new row is left by data.min_user_interactions and data.min_item_interactions")
+    start = float(unseen[len(unseen) // 2])
+    came = data.interactions.filter((pl.col(ITEM) >= len(ids)) & (times < start))[ITEM].unique()
+    before = pl.concat([ids, in_hash_order(data.items[ITEM_ID].gather(came))]) if len(came) else ids
+    return (data_of(before) if len(came) else data), start, len(before)
+
+
+def _cut(run: RunDirectory, data: Dataset, lengths: NDArray[np.int64], start: float) -> splits.Split:
+    """Return the split at the time of the first cases: all before is for training."""
+    offsets = np.append(0, lengths.cumsum()).astype(np.int64)
+    split = splits.temporal(data.interactions[TIMESTAMP].to_numpy(), offsets, validation_from=start, test_from=np.inf)
+    if run.config.data.split.baskets:
+        split = splits.with_baskets(split, data.interactions[BASKET].to_numpy(), offsets)
+    return dataclasses.replace(split, trained_before=None)
+
+
+def _prepared(
+    made: RunDirectory,
+    data: Dataset,
+    split: splits.Split,
+    reads: Sequence[Path],
+    also: dict[str, Any],
+    rows: pl.DataFrame | None = None,
+) -> Declaration:
+    source = log_source(made)
+
+    def build(work: Path) -> None:
+        write_prepared(data, split, work)
+        if source.items is not None and source.items.is_file() and (columns := source.read_columns()) is not None:
+            write_item_columns(columns, data.items[ITEM_ID], work)
+        if rows is not None:
+            rows.write_parquet(work / ROWS)
+
+    tables = [path for path in (source.items, source.attribute_names) if path is not None and path.is_file()]
+    return Declaration(build, [*reads, *tables], (*PREPARED, ROWS), ("data",), also=also)
+
+
+def _candidates(made: RunDirectory, known: int, waiting: Sequence[Any]) -> NDArray[np.bool_]:
+    """Return (V,) whether an item was not in the served list: new, or waiting."""
+    ids = load_items(made.path("prepare"))[ITEM_ID]
+    waits = ids.is_in(pl.Series(waiting, dtype=ids.dtype).implode()).to_numpy()
+    return np.asarray((np.arange(len(ids)) >= known) | waits)
+
+
+def _placed(
+    run: RunDirectory,
+    made: RunDirectory,
+    base: CatalogVersion,
+    waiting: Sequence[Any],
+    least: int | None,
+    served: CatalogVersion | None = None,
+) -> Declaration:
+    """Declare the codes: those of `base`, and for the items behind these free ones near similar items.
+
+    Args:
+        least: interactions that an item needs to be in lists, where it is not in the served one; None: it is in none.
+        served: its catalogue, if not `base`.
+    """
+    known = len((served or base).items)
+
+    def build(work: Path) -> None:
+        data = RunData(made)
+        items, codes = load_items(data.prepared), base.codes.codes.numpy()
+        new = np.arange(len(codes), len(items))
+        together = seen_together(data.training, CatalogVersion(run, 0).trained, len(items), run.config.tokenizer.window)
+        near = base.neighbours
+        if len(new):
+            weights = likeness(run, items, new, together)
+            near = pl.concat([near, neighbours_of(new, weights)])
+            codes = np.concatenate([codes, codes_near(run, weights, codes)])
+        listed = np.append(base.codes.listed.numpy(), np.ones(len(new), np.bool_))
+        counts = data.training.counts(len(items))
+        listed[_candidates(made, known, waiting)] = True
+        listed &= ~_candidates(made, known, waiting) | (least is not None and counts >= (least or 0))
+        Catalog.from_codes(codes, base.codes.level_sizes, listed).write(work / "codes.parquet")
+        near.write_parquet(work / "neighbours.parquet")
+
+    files = [place_of(base.run, file) for file in base.files]
+    return Declaration(
+        build,
+        ["prepare:items.parquet", "prepare:train.parquet", *files],
+        ("codes.parquet", "codes.json", "neighbours.parquet"),
+        ("tokenizer", "seed"),
+        also={"least": least, "waiting": [*waiting], "served": known},
+    )
+
+
+def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
+    """Fit what a list is made of, and the vectors of items that it reads."""
+    if "content" in sources_of(ListMaker(Models(RunData(made))).files(parse_list(chosen))):
+        if reads_texts(run.config):
+            make(made, ENCODED[0], _encoded(made))
+        make(made, "content", fit_sources(made, "content"))
+    for name, declare in fitted_stages(made, chosen).items():
+        if name != "prepare":
+            make(made, name, declare(made))
+
+
+def _encoded(made: RunDirectory) -> Declaration:
+    """Declare the encoding of the texts of new items."""
+    assert made.begun is not None, "a refresh goes on from something"
+    before = made.begun.path(*ENCODED)
+
+    def build(work: Path) -> None:
+        table = pl.read_parquet(before)
+        texts = load_items(made.path("prepare"))["text"].to_list()[len(table) :]
+        if texts:
+            vectors = language_vectors(texts, language_model_folder(made), device=str(RunData(made).device))
+            numbers = np.arange(len(table), len(table) + len(texts), dtype=np.int32)
+            table = pl.concat([table, pl.DataFrame([pl.Series(ITEM, numbers), pl.Series("vector", vectors)])])
+        table.write_parquet(work / ENCODED[1])
+
+    return Declaration(build, ["prepare:items.parquet", before], ENCODED[1:])
+
+
+def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Sequence[Any]) -> dict[str, Any]:
+    """Answer the cases by the served list and the other, and say which is to be served."""
+    data, known = RunData(trial), len(old.version.items)
+    try:
+        cases = data.cases("validation")
+    except UserError:
+        return {"cases": 0, "takes_over": False, "least": None, "why": "no case: no new row is of a user who was known"}
+    if data.eligible is not None:
+        allowed = np.zeros(int(max(cases.targets.max(), cases.logged.max())) + 1, np.bool_)
+        mask = data.eligible.items.cpu().numpy()[: len(allowed)]
+        allowed[: len(mask)] = mask
+        cases = eligible_cases(cases, allowed)
+    cases = sample_cases(cases, MOST, run.config.seed)
+    if len(cases) < FEWEST:
+        why = f"{len(cases)} cases are too few to compare two lists; the rows are kept for the next refresh"
+        return {"cases": len(cases), "takes_over": False, "least": None, "why": why}
+    name = old.name
+    answers = _lists(ListMaker(Models(data)), weights_of(name.policy or "sft"), name, data, cases)
+    candidates = _candidates(trial, known, waiting)
+    counts = data.training.counts(data.num_items)
+    values: dict[int | None, NDArray[np.float64]] = {}
+    for least in (None, *reversed(LEAST)):  # of equal ones the most cautious
+        kept = ~candidates if least is None else ~candidates | (counts >= least)
+        values[least] = ndcg(ranks_in(_without(answers, kept), cases), TOP, cases.sizes)
+    chosen = max(values, key=lambda least: float(values[least].mean()))
+    of_old = np.zeros(len(cases))
+    histories = _items_below(cases.histories, known)
+    asked = np.flatnonzero(histories.lengths)  # the served list knows some item of the history
+    theirs = select_cases(dataclasses.replace(cases, histories=histories), asked)
+    maker = ListMaker(Models(RunData(old.run, old.version)))
+    before = _lists(maker, weights_of(name.policy or "sft"), name, data, theirs)
+    of_old[asked] = ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
+    gain = all_pairs({"new": values[chosen], "old": of_old})["new", "old"]
+    margin = run.config.decide.margin * float(of_old.mean())
+    worse = gain.high < 0 and -gain.mean > margin
+    lost = f"{-gain.mean:.4f} less than it, more than {margin:.4f}, {run.config.decide.margin:.2g} of its own"
+    return {
+        "cases": len(cases),
+        f"ndcg@{TOP}": {"served": float(of_old.mean()), "refreshed": float(values[chosen].mean())},
+        "gain": [gain.mean, gain.low, gain.high],
+        "takes_over": not worse,
+        "why": f"it has {lost}" if worse else "the cases do not show it to be worse",
+        "least": chosen,
+        "candidates": int(candidates.sum()),
+        "by_least": {str(least): float(found.mean()) for least, found in values.items()},
+    }
+
+
+def _lists(maker: ListMaker, weights: Sequence[str], name: ListName, data: RunData, cases: Cases) -> NDArray[np.int64]:
+    """Return (N, W) items of a list, -1 behind the last; `data` says whose the cases are."""
+    of = maker.models.data
+    served = maker.recommender(name, of.run.path(*weights))
+    found = np.full((len(cases), served.width), -1, np.int64)
+    size = of.config.evaluation.batch_size
+    for first in range(0, len(cases), size):
+        rows = np.arange(first, min(first + size, len(cases)))
+        for row, answer in zip(rows, served.recommend(data.queries_of(cases, rows, of.eligible)), strict=True):
+            found[row, : len(answer.items)] = served.known(answer.items)[0]
+    return found
+
+
+def _without(lists: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the first items of (N, W) lists, of those kept."""
+    stay = (lists >= 0) & kept[lists]
+    order = np.argsort(~stay, axis=1, kind="stable")
+    moved = np.take_along_axis(np.where(stay, lists, -1), order, axis=1)
+    return np.asarray(moved[:, :TOP])
+
+
+def _items_below(histories: Ragged, items: int) -> Ragged:
+    """Return histories without the items from a number on."""
+    kept = histories.values < items
+    counts = np.bincount(np.repeat(np.arange(len(histories)), histories.lengths)[kept], minlength=len(histories))
+    parts = {name: value[kept] for name in ("baskets", "days") if (value := getattr(histories, name)) is not None}
+    return dataclasses.replace(Ragged.of(histories.values[kept], counts), **parts)
