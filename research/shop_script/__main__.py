@@ -1,7 +1,7 @@
 """Lists of `adagrpo decide`, out of the box, against a script of half an hour, in simulated shops.
 
     python -m research.shop_script --out runs/shop-script    # the same command continues
-    python -m research.shop_script --table
+    python -m research.shop_script --table    # writes tables.md
 
 `plan.yaml` is the plan. A row of `rows.jsonl` is a shop: HR@10 and true utility@10 of each list, and, of the primary
 comparisons, the mean and the sum of squares of the differences.
@@ -27,6 +27,7 @@ from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import read_rows
+from adagrpo.storage.writing import write_file
 from research.command import run
 from research.rows import add_row
 from research.shop_script import script
@@ -46,13 +47,15 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/shop-script"), help="where runs are made; each goes again"
     )
-    parser.add_argument("--table", action="store_true", help="print the table alone")
+    parser.add_argument("--table", action="store_true", help="write and print the table alone")
     given = parser.parse_args()
     done = {row["shop"] for row in read_rows(RESULTS)}
     for number in [] if given.table else plan["shops"]:
         if number not in done:
             add_row(RESULTS, measure(number, plan["settings"], given.out / f"shop-{number}"))
-    print(table(list(read_rows(RESULTS))))
+    text = table(list(read_rows(RESULTS)))
+    write_file(HERE / "tables.md", f"# A script of half an hour: tables\n\n{text}\n")
+    print(text)
 
 
 def measure(number: int, settings: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -98,13 +98,14 @@ def test_what_was_measured_is_what_is_served_where_times_are_given(decided: tupl
         expected = dict(measured.sort("rank").group_by("user_id").agg("item_id").iter_rows())
         for row in range(0, len(names), 20):  # each is asked at the time of its own case
             now = float(cases.days[row]) * DAY
-            (served,) = run.recommend([histories[row]], arm=name, times=[times[row]], now=now).items
+            asked = {"times": [times[row]], "now": now, "users": [names[row]], "as_measured": True}
+            (served,) = run.recommend([histories[row]], arm=name, **asked).items
             assert served == expected[names[row]][:10], name
             # whatever the order of the items of a basket
             order = np.lexsort((-np.arange(len(times[row])), times[row]))
             turned = [histories[row][index] for index in order]
             assert turned != histories[row]
-            assert run.recommend([turned], arm=name, times=[times[row]], now=now).items == [served], name
+            assert run.recommend([turned], arm=name, **asked).items == [served], name
 
 
 def test_own_items_win_where_nothing_else_is_to_know(decided: tuple[Run, str]) -> None:

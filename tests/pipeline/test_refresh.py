@@ -147,7 +147,7 @@ def test_logged_histories_are_those_of_the_refresh(refreshed: tuple[Run, dict[st
     mine = [row[1:] for row in rows_of() if row[0] == "u00"] + [(NEW, BEGIN + DAY * day + 100) for day in (7, 10)]
     history = [item for item, _ in sorted(mine, key=lambda row: row[1])]
     by_file = pl.read_parquet(tmp_path / "lists" / "part-00000.parquet")["items"][0].to_list()
-    assert by_file == run.recommend([history]).items[0]
+    assert by_file == run.recommend([history], users=["u00"]).items[0]
 
 
 def test_a_longer_log_is_the_same_refresh(run: Run, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_what_is_served_under_rules_is_what_was_measured(shop: tuple[Path, Run, 
     assert len(users[0]) == USERS
     for moment in {*users[3]}:
         asked = [one[:3] for one in zip(*users, strict=True) if one[3] == moment]
-        when = {"times": [times for *_, times in asked], "now": moment}
+        when = {"times": [times for *_, times in asked], "now": moment, "users": [user for user, *_ in asked]}
         found = run.recommend([history for _, history, _ in asked], 10, as_measured=True, **when)
         assert found.items == [measured[user][:10] for user, *_ in asked]
     served = Run.open(run.directory, ["rules=null"])  # one sees the rules
@@ -83,8 +83,8 @@ def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict
     assert serving.about["rules"] == content["under_rules"]["rules"]
     known = serving.recommender.known
     queries = [
-        Query(known(history)[0], days=[at / DAY for at in times], now=now / DAY)
-        for history, times, now in zip(*users[1:], strict=True)
+        Query(known(history)[0], days=[at / DAY for at in times], now=now / DAY, user=user)
+        for user, history, times, now in zip(*users, strict=True)
     ]
     answers = [
         one

@@ -20,6 +20,7 @@ from research.off_policy_logs import measure as off_policy_logs
 from research.pages.frontier import power_table
 from research.paper_gate import random_exposures
 from research.random_exposure import propensity
+from research.shop_script import __main__ as shop_script
 from research.small_data import table as small_data
 from research.tokenizers import measure as tokenizers
 
@@ -64,6 +65,7 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "random_exposure": lambda: (
         f"| {' | '.join(cells[3:])} |\n" for cells in propensity.table(rows("random_exposure", "propensity")).rows
     ),
+    "shop_script": lambda: [shop_script.table(rows("shop_script"))],
     "small_data": lambda: [to_markdown(small_data.table(read_rows(STUDIES / "small_data" / "small-data.jsonl")))],
     "tokenizers": of_tokenizers,
 }

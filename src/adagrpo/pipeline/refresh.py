@@ -35,7 +35,8 @@ from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns,
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
 from adagrpo.evaluation.statistics import all_pairs
-from adagrpo.lists.names import ListName, parse_list
+from adagrpo.lists.names import ListName
+from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
 from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, place_of, weights_of
@@ -55,8 +56,7 @@ from adagrpo.pipeline.refreshed import (
     refreshes,
     serve_refresh,
 )
-from adagrpo.pipeline.stage import Declaration, sources_of
-from adagrpo.pipeline.stages.fuse import fit_sources
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
 from adagrpo.pipeline.versions import open_version
@@ -360,12 +360,12 @@ def _placed(
 
 
 def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
-    """Fit what a list is made of, and the vectors of items that it reads."""
-    if "content" in sources_of(ListMaker(Models(RunData(made))).files(parse_list(chosen))):
-        if reads_texts(run.config):
-            make(made, ENCODED[0], _encoded(made))
-        make(made, "content", fit_sources(made, "content"))
-    for name, declare in fitted_stages(made, chosen).items():
+    """Fit what a list is made of, with the texts of new items where it reads vectors of texts."""
+    stages = fitted_stages(made, chosen)
+    vectors = any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages)
+    if vectors and reads_texts(run.config):
+        make(made, ENCODED[0], _encoded(made))
+    for name, declare in stages.items():
         if name != "prepare":
             make(made, name, declare(made))
 
