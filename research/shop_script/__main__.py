@@ -142,11 +142,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for name in rows[0]["hr"]:
         hr, utility = (np.mean([row[metric][name] for row in rows]) for metric in ("hr", "utility"))
         lines.append(f"| {name} | {hr:.4f} | {utility:.4f} |")
-    said = ", ".join(f"shop {row['shop']} {row['chosen']}" for row in rows)
-    lines += ["", f"Chosen: {said}; {sum(row['cases'] for row in rows):,} cases."]
-    for metric, name, rival in (("hr", "HR@10", EASE_AND_TASTES), ("utility", "utility", LAMBDARANK)):
+    lines += ["", "| shop | cases | chosen |", "|--:|--:|---|"]
+    lines += [f"| {row['shop']} | {row['cases']:,} | {row['chosen']} |" for row in rows]
+    lines += ["", "| the chosen list less | in | difference |", "|---|---|--:|"]
+    for metric, name, rival in (("hr", "HR@10", EASE_AND_TASTES), ("utility", "true utility@10", LAMBDARANK)):
         mean, low, high = pooled(rows, metric)
-        lines.append(f"{name} of the chosen list less {rival}: {mean:+.4f} ({low:+.4f} to {high:+.4f}).")
+        lines.append(f"| {rival} | {name} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) |")
     return "\n".join(lines)
 
 
