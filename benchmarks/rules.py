@@ -20,7 +20,6 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.lists.query import query_of
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
@@ -59,10 +58,11 @@ def main() -> None:
     run = Run.open(options.out / "run")
     table = pl.read_parquet(run.path("rules", decided["chosen"], "predictions.parquet")).sort("rank")
     measured = dict(table.group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
-    served, _ = recommender(run, ListOptions())
-    cases = RunData(run).cases("test")
+    served, _ = recommender(run, ListOptions(as_measured=True))
+    data = RunData(run)
+    cases = data.cases("test")
     users = load_user_ids(run.path("prepare")).gather(cases.users).to_list()
-    queries = [query_of(cases, row) for row in range(len(users))]
+    queries = data.queries_of(cases, np.arange(len(users)))
     seconds, answers = {}, []
     for name, rules in (("without", None), ("with", served.rules)):
         served.rules, begun = rules, time.process_time()
