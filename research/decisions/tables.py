@@ -12,7 +12,7 @@ from typing import Any
 
 from adagrpo.report import read_rows
 from research.command import run
-from research.decisions import exposure_weights, features, network, richer, served, sets, shops, teacher
+from research.decisions import earlier, exposure_weights, features, network, richer, served, sets, shops, teacher
 from research.marked_tables import keep_page
 
 __all__ = ["written"]
@@ -27,6 +27,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Mapping[str, Any]]], str
     ("The same runs by weights alone, and with trained arms", "", "sets-weights-alone", sets.table),
     ("What a part of the fused list gives, and another would, validation", "richer", "richer", richer.table),
     ("Optional features of the fused list, validation", "features", "features", features.table),
+    ("Choices at an earlier position too, validation", "earlier", "earlier", earlier.table),
     ("Served lists that differ from the evaluated ones", "served", "served", served.table),
     ("Back into one policy", "teacher", "teacher", teacher.table),
     ("Simulated shops: true utility@10 of what was served, minus that of each list", "shops", "shops", shops.table),
