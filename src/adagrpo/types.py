@@ -197,7 +197,7 @@ class Histories(NamedTuple):
         return Histories(self.items[kept], self.lengths[kept], users, older, past, asking)
 
     def user_rows(self, known: Mapping[str, int]) -> NDArray[np.int64]:  # (B,)
-        """Return whose histories they are, as rows of users.parquet; -1 for nobody known.
+        """Return whose histories they are, as rows of users.parquet; -1 where unknown.
 
         Args:
             known: rows by id as text.

@@ -224,6 +224,7 @@ def test_reasons_are_those_of_the_list(shop: tuple[Path, Run, dict[str, Any]], t
         mean = np.mean([score for score, _ in found])
         for score, one in found:
             assert sum(one["features"].values()) == pytest.approx(score - mean, abs=1e-4) and one["sources"]
+            assert not {"ease", "user_knn", "content"} & {*one["sources"]}  # features alone, which propose nothing
         had = {*logs.of(user)}  # type: ignore[misc]
         for rank, (item, one) in enumerate(zip(items, reasons, strict=True)):
             for before in one["history"].get("item_knn", []):

@@ -89,7 +89,7 @@ class Fusion:
             width: items from each proposing source.
         """
         self.sources, self.rewards, self.width, self.fitted = dict(sources), tuple(rewards), width, fitted
-        self._proposing = [name for name in self.sources if SOURCES[name].proposes and not SOURCES[name].optional]
+        self.proposing = [name for name in self.sources if SOURCES[name].proposes and not SOURCES[name].optional]
         self.features = (POLICY, *self.sources, *self.rewards)
         if fitted is not None and not {*fitted.whole.weights, *fitted.without_reward.weights} <= {*self.features}:
             raise ValueError(
@@ -102,7 +102,7 @@ class Fusion:
         # many small operations, faster in inference mode
         with torch.inference_mode():
             found = {name: source.scores(histories) for name, source in self.sources.items()}
-            others = [best_of(found[name], closed, self.width)[0] for name in self._proposing]
+            others = [best_of(found[name], closed, self.width)[0] for name in self.proposing]
             items = unite(others) if others else torch.empty(len(closed), 0, dtype=torch.int64, device=closed.device)
         return Proposals(found, items)
 

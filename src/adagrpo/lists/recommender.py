@@ -47,7 +47,6 @@ from adagrpo.lists.query import (
 from adagrpo.lists.rules import Moved, Rules
 from adagrpo.lists.sources import DECAY, CandidateSource, best_of
 from adagrpo.lists.stored import StoredLists
-from adagrpo.lists.table import SOURCES
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
@@ -216,9 +215,8 @@ class Recommender:
         batch = self._batch([query], masked)
         closed = self._ruled_out([query], batch, masked)
         found = {"policy": self._beam([query], batch, masked).items}
-        for name, source in self.fusion.sources.items():
-            if SOURCES[name].proposes:
-                found[name] = best_of(source.scores(batch), closed, self.fusion.width)[0]
+        for name in self.fusion.proposing:
+            found[name] = best_of(self.fusion.sources[name].scores(batch), closed, self.fusion.width)[0]
         return {name: {*items[0].tolist()} - {-1} for name, items in found.items()}
 
     def weighed_history(self, query: Query) -> list[tuple[int, float]]:

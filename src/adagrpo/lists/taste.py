@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from adagrpo.lists.sources import click_through
 from adagrpo.types import Histories
 
 Floats = NDArray[np.float32]
@@ -28,7 +29,6 @@ MOST_SHOWN = 1_000  # impressions of a user, the last ones
 MOST_ATTRIBUTES, LEAST_SHARE = 200, 0.005  # of the items that have an attribute that is read
 WIDTH = 32  # of vectors
 QUANTILES = 8  # of a column of numbers
-PRIOR_VIEWS = 50.0
 
 
 class Tastes:
@@ -62,7 +62,7 @@ class Passed:
         rows: Mapping[str, int],
     ) -> None:
         """`rows` are of users by id as text."""
-        where, size = (users[~clicked], items[~clicked]), int(users.max(initial=-1)) + 2  # the last row: nobody known
+        where, size = (users[~clicked], items[~clicked]), int(users.max(initial=-1)) + 2  # the last row: unknown users
         self._counts = sparse.coo_array((np.ones(len(where[0]), np.float32), where), shape=(size, num_items)).tocsr()
         self._rows = rows
 
@@ -148,13 +148,9 @@ def user_tastes(
 def _expected(
     items: NDArray[np.int64], clicked: NDArray[np.bool_], slots: NDArray[np.int64] | None, num_items: int
 ) -> NDArray[np.float64]:  # (N,) rates
-    mean = (clicked.sum() + 1.0) / (len(clicked) + 2.0)
-
-    def rates(groups: NDArray[np.int64], size: int) -> NDArray[np.float64]:
-        shown, taken = np.bincount(groups, minlength=size), np.bincount(groups[clicked], minlength=size)
-        return np.asarray((taken + PRIOR_VIEWS * mean) / (shown + PRIOR_VIEWS))[groups]
-
-    of_items = rates(items, num_items)
+    of_items = click_through(items, clicked, num_items)[items]
     if slots is None:
         return of_items
-    return np.asarray(np.minimum(1.0, of_items * rates(slots, int(slots.max(initial=0)) + 1) / mean))
+    of_slots = click_through(slots, clicked, int(slots.max(initial=0)) + 1)[slots]
+    mean = (clicked.sum() + 1.0) / (len(clicked) + 2.0)
+    return np.asarray(np.minimum(1.0, of_items * of_slots / mean))

@@ -29,7 +29,7 @@ class NearestUsers:
     """The tastes of training users; those nearest to a history's."""
 
     def __init__(self, training: Ragged, num_items: int, rows: Mapping[str, int]) -> None:
-        """`rows` has the training row of each user by id as text: nobody is a neighbour of himself."""
+        """`rows` has the training row of each user by id as text: a user is never his own neighbour."""
         self._rows, kept = rows, np.arange(len(training))
         if len(training) > MOST_USERS:
             kept = np.sort(np.random.default_rng(0).choice(len(training), MOST_USERS, replace=False))

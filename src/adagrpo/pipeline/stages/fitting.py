@@ -24,9 +24,8 @@ from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-# Of a refit's epochs and learning rate, with which a refresh fits weights further. At the whole rate a fit of a few
-# steps undid what the weights knew; where there are many, rates of .1, .3 and 1 came out equal (a shop's orders, and a
-# simulated one by true utility).
+# Of a refit's epochs and learning rate, with which a refresh fits weights further: set by hand, since at the whole rate
+# a fit of a few steps undid what the weights knew; no table compares rates.
 GOING_ON, AT_RATE = 0.1, 0.3
 DECODING = ("policy", "evaluation", "max_history")  # settings that determine the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # exceptions that only affect measured lists
