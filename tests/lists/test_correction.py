@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo.lists import fit_fusion
-from adagrpo.lists.correction import ChoiceTensors, Correction, corrected, fit_correction, inputs_of, most_epochs
+from adagrpo.lists.correction import ChoiceTensors, Correction, corrected, fit_correction, inputs_of
 from adagrpo.lists.fit_fusion import Choices, Fit, fit_weights
 from adagrpo.lists.fusion import POLICY, Candidates, Weights
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD
@@ -89,11 +89,31 @@ def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch:
     monkeypatch.setattr(fit_fusion, "corrected", corrected_spied)
     fit(made._replace(users=users))
     assert set.union(*ranked) == {float(user) for user in users}
-    epochs = most_epochs(600)
     for fold in range(fit_fusion.FOLDS):
         assert len(fitted[fold]) > 100
-        for held in ranked[fold * epochs : (fold + 1) * epochs]:
+        for held in ranked[fold :: fit_fusion.FOLDS]:  # the networks of all folds take turns, an epoch each
             assert held and not held & fitted[fold]
+
+
+def test_networks_that_only_lose_are_given_up_and_draw_nothing_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = choices(600, "sum")
+    tried: list[torch.Tensor] = []
+
+    def spied(network: Correction, inputs: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
+        tried.append(next(network.parameters()).detach().clone())
+        return corrected(network, inputs, scores) - 1e3 * torch.randn(len(inputs), 1).abs().numpy() * np.arange(
+            scores.shape[1]
+        )
+
+    monkeypatch.setattr(fit_fusion, "corrected", spied)
+    assert fit(made).epochs == 0
+    assert len(tried) == fit_fusion.PATIENCE * fit_fusion.FOLDS
+    alone = ChoiceTensors(
+        torch.randn(200, 5, 6), torch.ones(200, 5, dtype=torch.bool), torch.arange(200) % 5, torch.ones(200)
+    )
+    first, second = (fit_correction(alone, torch.zeros(200, 5), 3, seed=0) for _ in range(2))
+    for one, other in zip(first, second, strict=True):  # in turn, as the folds
+        assert torch.equal(*(next(network.parameters()) for network in (one, other)))
 
 
 def test_the_network_is_asked_where_the_candidates_are() -> None:

@@ -116,12 +116,24 @@ def test_training_is_worth_what_its_fused_list_gains_over_the_fused_list(decided
     run, content = decided
     ranks = {arm: pl.read_parquet(run.path("fuse", arm) / "validation.parquet") for arm in ("sft", "nll", "adagrpo")}
     values = {
-        arm: np.where(ranks[arm][name] > 0, np.where(ranks[arm][name] <= 10, 1 / np.log2(ranks[arm][name] + 1), 0), 0)
-        for arm, name in (("sft", "fuse"), ("nll", "nll+fuse"), ("adagrpo", "adagrpo+fuse"))
+        arm: np.where((found > 0) & (found <= 10), 1 / np.log2(found.clip(1) + 1), 0)
+        for arm, table in ranks.items()
+        for found in [table["fuse"].to_numpy()]
     }
     best = max(("nll", "adagrpo"), key=lambda arm: float(values[arm].mean()))
     gained = float((values[best] - values["sft"]).mean())
     assert f"{best}+fuse has {gained:+.4f} [" in content["training"]
+
+
+def test_a_trained_policy_that_is_the_starting_one_shares_its_fits(
+    world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world.run(tmp_path / "run", data, train={"arms": ["nll"], "fit": {"learning_rate": 1e-30}})
+    run.decide()
+    monkeypatch.setattr("adagrpo.pipeline.stages.fuse.fit_weights", None)  # a further fit would fail
+    rows = {row["list"]: row for row in run.decide(train=True)["contenders"]}
+    for measured in ("validation", "test"):
+        assert rows["nll+fuse"][measured] == rows["fuse"][measured] != rows["sft"][measured]
 
 
 def test_where_a_trained_list_is_chosen_without_a_settled_gain_the_sentence_says_so() -> None:

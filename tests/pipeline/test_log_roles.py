@@ -139,7 +139,7 @@ def test_a_list_is_decided_and_served_from_orders_and_impressions(shop: Shop, tm
     times = cases["times"].cast(pl.Float64)  # null where it was never shown
     expected = 1 / times.clip(lower_bound=times.quantile(0.1, "linear")).sqrt()
     assert table["weight"].to_list() == pytest.approx((expected / expected.mean()).fill_null(1.0).to_list())
-    gained = (1 / (table["sft"] + 1).log(2)).set(~table["sft"].is_between(1, 10), 0.0)
+    gained = (1 / (table["policy"] + 1).log(2)).set(~table["policy"].is_between(1, 10), 0.0)
     row = next(row for row in content["contenders"] if row["list"] == "sft")
     assert row["validation"]["ndcg@10"] == pytest.approx((gained * table["weight"]).mean())
     assert row["validation"]["ndcg@10_as_logged"] == pytest.approx(gained.mean())

@@ -29,12 +29,15 @@ HEAD = 5.0  # added to a rank before its logarithm
 class CaseDropout(nn.Module):
     """Dropout of the same units of all candidates (B, N, W) of a case, so that one network orders a list."""
 
+    generator: torch.Generator | None = None  # of a fit's own draws
+
     def forward(self, values: Tensor) -> Tensor:
         """Return the values, in training with units at 0 and the others enlarged."""
         if not self.training:
             return values
         shape = (len(values), 1, values.shape[-1])
-        return values * torch.empty(shape, device=values.device).bernoulli_(1 - DROPOUT).div_(1 - DROPOUT)
+        kept = torch.empty(shape, device=values.device).bernoulli_(1 - DROPOUT, generator=self.generator)
+        return values * kept.div_(1 - DROPOUT)
 
 
 class Correction(nn.Module):
@@ -105,23 +108,27 @@ def fit_correction(cases: ChoiceTensors, scores: Tensor, epochs: int, seed: int)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
-        made.standardise(cases.inputs[cases.there])
-        optimizer = torch.optim.AdamW(made.parameters(), lr=LEARNING_RATE)
-        steps = epochs * -(-len(cases.chosen) // BATCH)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / max(1, steps))
-        )
-        for _ in range(epochs):
-            made.train()
-            for rows in torch.split(torch.randperm(len(cases.chosen)), BATCH):
-                part = cases.of(rows)
-                logits = (scores[rows] + made(part.inputs)).masked_fill(~part.there, -torch.inf)
-                losses = functional.cross_entropy(logits, part.chosen, reduction="none")
-                optimizer.zero_grad()
-                torch.autograd.backward((losses * part.weights).mean())
-                optimizer.step()
-                schedule.step()
-            yield made.eval()
+    made.standardise(cases.inputs[cases.there])
+    generator = torch.Generator().manual_seed(seed)
+    for part in made.layers:
+        if isinstance(part, CaseDropout):
+            part.generator = generator
+    optimizer = torch.optim.AdamW(made.parameters(), lr=LEARNING_RATE)
+    steps = epochs * -(-len(cases.chosen) // BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / max(1, steps))
+    )
+    for _ in range(epochs):
+        made.train()
+        for rows in torch.split(torch.randperm(len(cases.chosen), generator=generator), BATCH):
+            batch = cases.of(rows)
+            logits = (scores[rows] + made(batch.inputs)).masked_fill(~batch.there, -torch.inf)
+            losses = functional.cross_entropy(logits, batch.chosen, reduction="none")
+            optimizer.zero_grad()
+            torch.autograd.backward((losses * batch.weights).mean())
+            optimizer.step()
+            schedule.step()
+        yield made.eval()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ the cross-fitted order.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from adagrpo.metrics import target_rank_in
 
 FOLDS = 5
 FITS = 2 * FOLDS + 1  # weights and network of each fold, and the network of everyone
+PATIENCE = 6  # epochs of the networks without a higher held-out likelihood, after which no more are tried
 SHRINKAGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ
 
 Floats = NDArray[np.float64]
@@ -159,23 +160,25 @@ def fit_weights(
         return fit_correction(cases.of(kept), torch.from_numpy(linear.scaled @ weights).float()[kept], passes, seed)
 
     passes = most_epochs(int(linear.answered.sum()))
-    ranks = np.zeros((passes + 1, *choices.targets.shape), np.int64)
-    by_epochs = np.zeros((passes + 1, len(everyone)))  # held-out likelihoods
-    for fold in range(FOLDS):
-        report(FOLDS + fold, FITS)
-        rows = np.asarray(linear.folds == fold)
-        if not rows.any():
-            continue
-        inputs, base = cases.inputs[torch.from_numpy(rows)], torch.from_numpy(crossed.scores[rows]).float()
-        networks = islice(corrections(~rows, crossed.weights[fold]), passes)
-        later = (corrected(network, inputs, base) for network in networks)
-        for epoch, ordering in enumerate(chain([crossed.scores[rows]], later)):
+    held_out = [rows for fold in range(FOLDS) if (rows := np.asarray(linear.folds == fold)).any()]
+    bases = [torch.from_numpy(crossed.scores[rows]).float() for rows in held_out]
+    networks = [corrections(~rows, crossed.weights[linear.folds[rows][0]]) for rows in held_out]
+    ranks, by_epochs = [], []  # by epoch of the networks of all folds: ranks, and held-out likelihoods
+    for epoch in range(passes + 1):
+        report(FOLDS + FOLDS * epoch // (passes + 1), FITS)
+        ranks.append(np.zeros(choices.targets.shape, np.int64))
+        by_epochs.append(np.zeros(len(everyone)))
+        for rows, base, network in zip(held_out, bases, networks, strict=True):
+            inputs = cases.inputs[torch.from_numpy(rows)]
+            ordering = corrected(next(network), inputs, base) if epoch else crossed.scores[rows]
             order = np.argsort(-ordering, axis=1, kind="stable")
             ordered = np.take_along_axis(choices.items[rows], order, axis=1)
-            ranks[epoch, rows] = target_rank_in(ordered, choices.targets[rows])
-            by_epochs[epoch, rows & linear.answered] = linear.likelihoods(ordering, rows)
+            ranks[-1][rows] = target_rank_in(ordered, choices.targets[rows])
+            by_epochs[-1][rows & linear.answered] = linear.likelihoods(ordering, rows)
+        if epoch - np.argmax([values.sum() for values in by_epochs]) >= PATIENCE:
+            break
     report(2 * FOLDS, FITS)
-    epochs = fewest_epochs(by_epochs[:, linear.answered]) if passes else 0
+    epochs = fewest_epochs(np.stack(by_epochs)[:, linear.answered]) if passes else 0
     correction = next(islice(corrections(everyone, weights), epochs - 1, None)) if epochs else None
     of_feature, stds = (dict(zip(linear.used, values, strict=True)) for values in (weights.tolist(), linear.stds))
     return Fit(Weights(of_feature, stds, correction), crossed.shrinkage, epochs, ranks[epochs])

@@ -102,11 +102,11 @@ def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[
     return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
-def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
-    """Copy the evaluation of identical weights and settings, and return whether there is one."""
+def copy_equal(run: RunDirectory, declared: Declaration, work: Path, kind: str = "evaluate") -> bool:
+    """Copy a stage of this kind with identical weights and settings, and return whether there is one."""
     now = made_from(run, declared)
     for root in reversed(roots(run)):
-        for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
+        for folder in sorted(path.parent for path in root.glob(f"{kind}/**/{MANIFEST}")):
             content = manifest(folder) or {}
             before = MadeFrom.of(content, run.stages)
             if before is None or Counter(now.hashes.values()) - Counter(before.hashes.values()):

@@ -21,7 +21,7 @@ from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_makers import ListMaker, Lists, lists_of
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.evaluate import write_lists
+from adagrpo.pipeline.stages.evaluate import copy_equal, write_lists
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, read_ranks, validation_cases, write_ranks
 from adagrpo.types import Cases
@@ -49,6 +49,8 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     reward = models.reward_reads if maker.asks_reward(called) else ()
 
     def build(work: Path) -> None:
+        if copy_equal(run, declared, work):
+            return
         served, cases = maker.recommender(called, weights), data.measured_cases("test")
         lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
         free = {} if base is None else read_json(base / "metrics.json")
@@ -64,20 +66,23 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
             shutil.copyfile(base / FREE, work / FREE)
         write_json(work / "metrics.json", values)
 
-    return Declaration(
+    declared = Declaration(
         build,
         reads,
         files=("metrics.json", "predictions.parquet", FREE, VALIDATION),
         settings=(*(WITHOUT_POLICY if base is None else DECODING), *reward, *seed),
-        also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read | data.validation_draw,
-        version=2,
+        also={"order": called.order, "metrics": measured(run.config.data.split.baskets)}
+        | data.truth_read
+        | data.validation_draw,
+        version=3,
     )
+    return declared
 
 
 def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
     cases = validation_cases(data)
     ranks = ranks_in(lists_of(served, data, cases).items, cases)
-    write_ranks(work, {name: ranks}, data.ids_of(cases.users), cases.sizes)
+    write_ranks(work, {parse_list(name).order: ranks}, data.ids_of(cases.users), cases.sizes)
 
 
 def on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:

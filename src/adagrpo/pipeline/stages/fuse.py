@@ -2,10 +2,10 @@
 
 Sources are fitted on training interactions, fusion weights on validation interactions too. weights.json holds, for
 `fuse` and `fuse-without-reward`, `weights` (in σ), `spreads` (σ), and `shrinkage` λ and the network's `epochs`, both
-chosen by held-out likelihood. validation.parquet has each case's `weight` and the logged item's rank per list: from 1,
-0 if absent, cross-fitted for fused lists. Where items were shown at random (`data.random`) and the recipe sets no
-`decide.exposure_power`, exposure_power.json of `fuse/sft` has the power of `POWERS` whose fused list orders their
-clicks best, each power's mean AUC over users, and its interval less the chosen one's.
+chosen by held-out likelihood. validation.parquet has each case's `weight` and the logged item's rank by each order of
+the policy's lists: from 1, 0 if absent, cross-fitted for fused lists. Where items were shown at random (`data.random`)
+and the recipe sets no `decide.exposure_power`, exposure_power.json of `fuse/sft` has the power of `POWERS` whose fused
+list orders their clicks best, each power's mean AUC over users, and its interval less the chosen one's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adagrpo.evaluation.predictions import ranks_in, sample_cases
 from adagrpo.lists import ListOrder, Recommender
 from adagrpo.lists.fit_fusion import FOLDS, SHRINKAGE, Choices, Fit, fit_weights
 from adagrpo.lists.fusion import FittedWeights, Fusion, Weights
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, ListName, parse_list
 from adagrpo.lists.table import SOURCES, Shown, fused
 from adagrpo.lists.taste import descriptions
 from adagrpo.metrics import ndcg
@@ -44,6 +44,7 @@ from adagrpo.pipeline.list_makers import (
 )
 from adagrpo.pipeline.random_judge import random_order
 from adagrpo.pipeline.stage import Declaration
+from adagrpo.pipeline.stages.evaluate import copy_equal
 from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.pipeline.stages.tokenize import VECTORS, vector_files, vectors_at_hand
 from adagrpo.storage.writing import naming
@@ -105,6 +106,8 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         reads += [f"prepare:{RANDOM}"] if arm == START else [f"{FUSE}/{START}:{POWER}"]
 
     def build(work: Path) -> None:
+        if copy_equal(run, declared, work, FUSE):  # many a trained policy is the starting one at its best step
+            return
         cases = validation_cases(data)
         fusion = maker.fusion(name)
         served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
@@ -134,19 +137,20 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
         fits[FUSE] = fits[FUSE_WITHOUT_REWARD]
         if fusion.rewards:
             fits[FUSE] = fit(FUSE, fusion.features)
-        ranks = {arm: ranks_in(choices.items[:, : served.width], cases)}
-        ranks |= {str(ListName(arm, order)): fit.ranks for order, fit in fits.items()}
+        ranks = {"policy": ranks_in(choices.items[:, : served.width], cases)}
+        ranks |= {order: fit.ranks for order, fit in fits.items()}
         about = data.ids_of(cases.users).with_columns(pl.Series(WEIGHT, choices.case_weights))
         _write(work, fits, ranks, about, cases.sizes)
 
-    return Declaration(
+    declared = Declaration(
         build,
         reads,
         files=(WEIGHTS, CORRECTIONS, VALIDATION, *([POWER] if judged and arm == START else [])),
         settings=(*DECODING, *models.reward_reads, "decide", "seed"),
         also={"folds": FOLDS, "shrinkage": list(SHRINKAGE), "cases": MOST_CASES},
-        version=7,
+        version=8,
     )
+    return declared
 
 
 def chooses_power(data: RunData) -> bool:
@@ -221,7 +225,7 @@ def write_ranks(
     cases: pl.DataFrame,
     sizes: NDArray[np.int64] | None = None,  # (N,) of baskets, where ranks are (N, R)
 ) -> None:
-    """Write `validation.parquet`: by list the rank of each logged item; of baskets, a list of their items' ranks."""
+    """Write `validation.parquet`: by order the rank of each logged item; of baskets, a list of their items' ranks."""
     columns = [pl.Series(name, column.astype(np.int32)) for name, column in ranks.items()]
     if sizes is not None:
         kept = np.arange(int(sizes.max(initial=1))) < sizes[:, None]
@@ -238,8 +242,9 @@ def write_ranks(
 
 
 def read_ranks(file: Path, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Read a column of `write_ranks`: ranks (N,), or (N, R) with the (N,) sizes of baskets."""
-    column = pl.read_parquet(file, columns=[name])[name]
+    """Read a list's ranks: (N,), or (N, R) with the (N,) sizes of baskets."""
+    order = parse_list(name).order
+    column = pl.read_parquet(file, columns=[order])[order]
     if column.dtype != pl.List(pl.Int32):
         return column.to_numpy().astype(np.int64), None
     sizes = column.list.len().to_numpy().astype(np.int64)

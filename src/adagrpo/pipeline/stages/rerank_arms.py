@@ -14,7 +14,7 @@ import numpy as np
 
 from adagrpo.evaluation.predictions import ranks_in, reordered, summarise
 from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
-from adagrpo.lists.names import RERANK, START, ListName, parse_list
+from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.metrics import measured, ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, place_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
@@ -76,7 +76,7 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         compared = np.isin(cases["validation"].users, validation_cases(data).users)  # as for other lists
         write_ranks(
             work,
-            {str(ListName(arm, RERANK)): ranks[chosen][compared]},
+            {RERANK: ranks[chosen][compared]},
             data.ids_of(cases["validation"].users[compared]),
             None if sizes is None else sizes[compared],
         )
@@ -90,6 +90,6 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
         also={"weights": list(WEIGHTS), "metrics": measured(run.config.data.split.baskets)}
         | data.truth_read
         | data.validation_draw,
-        version=6,
+        version=7,
     )
     return declared
