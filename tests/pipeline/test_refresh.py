@@ -99,6 +99,48 @@ def test_it_says_what_is_new_and_fits_all_of_it(refreshed: tuple[Run, dict[str, 
     assert made >= {"prepare", "tokenize", "sft", "ranker", "item_knn"} and "fuse" not in made
 
 
+def shown_of(rows: Sequence[Row]) -> pl.DataFrame:
+    """What was shown with each row: its item, taken, and the next one of the ring, passed over."""
+    shown = [
+        (user, place, time - 5, int(place == item)) for user, item, time in rows for place in (item, (item + 10) % 300)
+    ]
+    return pl.DataFrame(shown, schema=["user_id", "item_id", "timestamp", "clicked"], orient="row")
+
+
+def test_what_was_shown_is_taken_along_night_after_night(world: Any, tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", days(0, KNOWN))
+    shown_of(days(0, KNOWN)).write_csv(tmp_path / "shown.csv")
+    columns = {"timestamp": "timestamp", "clicked": "clicked"}
+    log = {"columns": {"timestamp": "timestamp"}, "impressions": {"logs": ["shown.csv"], "columns": columns}}
+    run = world.run(tmp_path / "run", tmp_path, data=log)
+    run.decide()
+    for night, (first, last) in enumerate(((KNOWN, 10), (10, 12)), start=1):
+        orders = write(tmp_path / f"{night}.csv", days(first, last))
+        shown_of(days(first, last)).write_csv(tmp_path / f"shown-{night}.csv")
+        with pytest.raises(UserError, match="says what was shown; give the orders of the same time too"):
+            run.refresh([tmp_path / f"shown-{night}.csv"])
+        about = run.refresh([orders, tmp_path / f"shown-{night}.csv"])
+        assert about["takes_over"] and about["rows"]["shown"] == 2 * 60 * (last - first)
+        whole = refresh_of(run, night)
+        expected = shown_of(days(0, last)).sort("user_id", "timestamp", "item_id")
+        kept = pl.read_parquet(whole.path("prepare") / refresh_module.SHOWN)
+        assert (
+            kept.sort("user_id", "timestamp", "item_id").select(expected.columns).cast(expected.schema).equals(expected)
+        )
+        # a refit may know all that was shown, the trial only what was shown before the cases
+        assert len(RunData(whole).shown.items) == 2 * 60 * last
+        assert 0 < len(RunData(refresh_of(run, night, "trial")).shown.items) < 2 * 60 * last
+        times = np.bincount(RunData(whole).shown.items, minlength=RunData(whole).num_items)
+        assert RunData(whole).times_shown is not None and times.sum() == 2 * 60 * last
+    again = tmp_path / "again.csv"
+    shown_of(days(0, 12)).write_csv(again)  # the whole log once more: each row is taken once
+    third = run.refresh(
+        [write(tmp_path / "3.csv", [*days(0, 12), *((u, i, t + 9 * DAY) for u, i, t in days(3, 5))]), again]
+    )
+    assert third["understood"] == "a longer log" and third["rows"]["shown"] == 0
+    assert len(pl.read_parquet(refresh_of(run, 3).path("prepare") / refresh_module.SHOWN)) == 2 * 60 * 12
+
+
 def test_weights_go_on_for_a_tenth_of_the_epochs(refreshed: tuple[Run, dict[str, Any]]) -> None:
     run = refreshed[0]
     for name in ("sft", "ranker"):

@@ -9,6 +9,8 @@
    `decide` does of a simpler list, for an interval that ends within the margin would take more cases than a night has.)
 4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
 
+Impressions, if the run has them, are kept and taken in the same way; the cases are weighted as those of `decide`.
+
 An item that the list has not been admitted to hold waits until it has `m` interactions. `m` is that of `LEAST` with the
 highest NDCG@10 on the cases, where the items that then had waited take the places of others; none, where no `m` is
 above leaving all of them out.
@@ -29,11 +31,13 @@ from numpy.typing import NDArray
 from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, ITEM, ITEM_ID, TIMESTAMP, USER, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, in_hash_order
-from adagrpo.data.logs.interactions import Logs
+from adagrpo.data.logs.formats import columns_of
+from adagrpo.data.logs.interactions import Logs, Refusals, with_impressions
 from adagrpo.data.logs.log_fields import UNITS, moment
 from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
+from adagrpo.evaluation.reranking import case_weights
 from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists.names import ListName
 from adagrpo.lists.table import SOURCES
@@ -57,7 +61,7 @@ from adagrpo.pipeline.refreshed import (
     serve_refresh,
 )
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.prepare import PREPARED, log_source
+from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
 from adagrpo.pipeline.versions import open_version
 from adagrpo.semantic_ids import Catalog, language_vectors
@@ -69,6 +73,7 @@ TOP = 10
 FEWEST, MOST = 30, 4_000  # cases of a comparison: with fewer the served list stays, more are sampled
 LEAST = (1, 2, 5, 10, 20, 50)  # interactions that an item may have to have, before it is in lists
 ROWS = "rows.parquet"  # of all logs so far, before data.min_...: user_id, item_id, timestamp [, basket]
+SHOWN = "shown.parquet"  # and what was shown: user_id, item_id, timestamp, clicked [, slot ...]
 KEYS = [USER_ID, ITEM_ID, TIMESTAMP]
 WEEKS = 4  # before a day without rows, in most of which the day of its week has rows if one was dropped
 
@@ -77,6 +82,7 @@ class _Rows(NamedTuple):
     """All rows so far, and what is said of the new ones."""
 
     rows: pl.DataFrame  # user_id, item_id, timestamp [, basket]
+    shown: pl.DataFrame | None  # user_id, item_id, timestamp, clicked [, slot ...], where the run knows it
     unit: str | None  # of the times
     about: dict[str, Any]
 
@@ -102,11 +108,12 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         trial.begun, whole.begun = old.run, trial
         waiting = open_refresh(run, served).about["waiting"] if served else []
         data, start, items_before = _numbered(run, old, found)
-        reads = [*logs, known]
+        reads = [*logs, known, *(path for path in [known.with_name(SHOWN)] if path.is_file())]
         lengths = np.bincount(data.interactions[USER].to_numpy(), minlength=len(data.users))
-        make(whole, "prepare", _prepared(whole, data, splits.everything(lengths), reads, {}, found.rows))
+        make(whole, "prepare", _prepared(whole, data, splits.everything(lengths), reads, {}, found))
         split = _cut(run, data, lengths, start)
-        seen = dataclasses.replace(data, items=data.items.head(items_before))
+        shown = None if data.impressions is None else data.impressions.filter(pl.col(ITEM) < items_before)
+        seen = dataclasses.replace(data, items=data.items.head(items_before), impressions=shown)
         make(trial, "prepare", _prepared(trial, seen, split, reads, {"from": start}))
         make(trial, "tokenize", _placed(run, trial, old.version, waiting, 0))
         _fit(run, trial, str(old.name))
@@ -155,10 +162,10 @@ def _served(run: RunDirectory) -> Answering:
     old = answering(run, ListOptions())
     if not old.refit:
         raise UserError(f"{REFRESH}: {old.note}")
-    if RunData(old.run).shown_files:
+    if run.config.data.exposures is not None:
         raise UserError(
-            f"{REFRESH}: {run.called} knows what was shown, and newer rows cannot be added to that yet; decide again"
-            " with all logs"
+            f"{REFRESH}: {run.called} reads what a service showed, and rows of files cannot be added to that; decide"
+            " again with all logs"
         )
     return old
 
@@ -169,7 +176,11 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
         raise UserError(f"{REFRESH}: the logs of {run.called} have no times, so nothing says which rows are newer")
     source, options = log_source(run), run.config.data
     table = source.read_items() if source.items is not None and source.items.is_file() else None
-    read = source._replace(logs=[*logs]).read_logs(source.refusals(table))
+    refuse = source.refusals(table)
+    of_shown = [path for path in logs if _is_of_shown(source, path)]
+    if len(of_shown) == len(logs):
+        raise UserError(f"{logs[0]}: says what was shown; give the orders of the same time too")
+    read = source._replace(logs=[path for path in logs if path not in of_shown]).read_logs(refuse)
     unit = run.content("prepare", "summary.json").get("understood", {}).get("time", {}).get("unit")
     given = read.understood.get("time", {}).get("unit")
     if given != unit and None not in (given, unit):
@@ -223,7 +234,45 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
         **{"first": _said(times.min(), unit), "last": _said(times.max(), unit), "known_to": to},
         "dropped_days": _dropped_days(known[TIMESTAMP], times, unit),
     }
-    return _Rows(pl.concat([known, fresh.select(known.columns)]), unit, about)
+    shown = _with_new_shown(source, read, refuse, of_shown, path.with_name(SHOWN), fresh)
+    if shown is not None:
+        about["rows"]["shown"] = len(shown.filter(pl.col(TIMESTAMP) > latest))
+    return _Rows(pl.concat([known, fresh.select(known.columns)]), shown, unit, about)
+
+
+def _is_of_shown(source: LogSource, path: Path) -> bool:
+    """Whether a file is of impressions, where the run has them in files of their own."""
+    columns = [shown.options.columns for shown in source.shown]
+    return any({one.item, one.clicked} <= {*columns_of(path)} for one in columns if one.clicked is not None)
+
+
+def _with_new_shown(
+    source: LogSource, read: Logs, refuse: Refusals, paths: Sequence[Path], known: Path, rows: pl.DataFrame
+) -> pl.DataFrame | None:
+    """Return all impressions so far: those of `known`, or else of the run's own files, and of new files.
+
+    Args:
+        rows: with ids of the types that the run has.
+    """
+
+    def impressions(logs: Logs, files: Sequence[Path]) -> pl.DataFrame | None:
+        for shown in source.shown if files else []:
+            logs = with_impressions(logs, shown._replace(files=files).read(source.options, refuse), shown.name)
+        if logs.impressions is None:
+            return None
+        typed = (pl.col(name).cast(rows.schema[name], strict=False) for name in (USER_ID, ITEM_ID))
+        return logs.impressions.with_columns(*typed).drop_nulls(KEYS)
+
+    new = impressions(read, paths)
+    if known.is_file():
+        before = pl.read_parquet(known)
+    elif source.shown:
+        before = impressions(read, source.shown[0].files)
+    else:
+        before = None if new is None else impressions(source.read_logs(refuse), [])
+    if before is None or new is None:
+        return before
+    return pl.concat([before, new.join(before, on=KEYS, how="anti", maintain_order="left")], how="diagonal_relaxed")
 
 
 def _said(time: Any, unit: str | None) -> str:
@@ -259,7 +308,7 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
         table = table.with_columns(ids).filter(ids.is_not_null() & ~ids.is_in(first[ITEM_ID].implode()))
         first = pl.concat([first, table], how="diagonal_relaxed")
     understood = {"time": {"unit": found.unit}}
-    logs = Logs(found.rows, None, pl.DataFrame(), len(found.rows), 0, understood=understood)
+    logs = Logs(found.rows, found.shown, pl.DataFrame(), len(found.rows), 0, understood=understood)
     names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
     counted = {name: getattr(options, name) for name in names} | {"baskets": options.split.baskets}
 
@@ -294,7 +343,7 @@ def _prepared(
     split: splits.Split,
     reads: Sequence[Path],
     also: dict[str, Any],
-    rows: pl.DataFrame | None = None,
+    found: _Rows | None = None,
 ) -> Declaration:
     source = log_source(made)
 
@@ -302,11 +351,13 @@ def _prepared(
         write_prepared(data, split, work)
         if source.items is not None and source.items.is_file() and (columns := source.read_columns()) is not None:
             write_item_columns(columns, data.items[ITEM_ID], work)
-        if rows is not None:
-            rows.write_parquet(work / ROWS)
+        if found is not None:
+            found.rows.write_parquet(work / ROWS)
+        if found is not None and found.shown is not None:
+            found.shown.write_parquet(work / SHOWN)
 
     tables = [path for path in (source.items, source.attribute_names) if path is not None and path.is_file()]
-    return Declaration(build, [*reads, *tables], (*PREPARED, ROWS), ("data",), also=also)
+    return Declaration(build, [*reads, *tables], (*PREPARED, ROWS, SHOWN), ("data",), also=also)
 
 
 def _candidates(made: RunDirectory, known: int, waiting: Sequence[Any]) -> NDArray[np.bool_]:
@@ -408,9 +459,11 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     candidates = _candidates(trial, known, waiting)
     counts = data.training.counts(data.num_items)
     values: dict[int | None, NDArray[np.float64]] = {}
+    shown = np.zeros(1, np.int64) if data.times_shown is None else np.append(data.times_shown, 0)  # of items and others
+    weights = case_weights(shown[np.minimum(cases.targets, len(shown) - 1)], data.exposure_power)
     for least in (None, *reversed(LEAST)):  # of equal ones the most cautious
         kept = ~candidates if least is None else ~candidates | (counts >= least)
-        values[least] = ndcg(ranks_in(_without(answers, kept), cases), TOP, cases.sizes)
+        values[least] = weights * ndcg(ranks_in(_without(answers, kept), cases), TOP, cases.sizes)
     chosen = max(values, key=lambda least: float(values[least].mean()))
     of_old = np.zeros(len(cases))
     histories = _items_below(cases.histories, known)
@@ -418,7 +471,7 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     theirs = select_cases(dataclasses.replace(cases, histories=histories), asked)
     maker = ListMaker(Models(RunData(old.run, old.version)))
     before = _lists(maker, weights_of(name.policy or "sft"), name, data, theirs)
-    of_old[asked] = ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
+    of_old[asked] = weights[asked] * ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
     gain = all_pairs({"new": values[chosen], "old": of_old})["new", "old"]
     margin = run.config.decide.margin * float(of_old.mean())
     worse = gain.high < 0 and -gain.mean > margin
