@@ -125,6 +125,8 @@ def measure(name: str, seed: int, data: Path, out: Path) -> None:
         place = out / f"{name}-{seed}" / f"{[*VARIANTS].index(variant)}"
         with changed(parts):
             made = Run(place, config, data / folder, StderrConsole())
+            made.prepare()
+            made.tokenize()
             made.sft()
             models = Models(RunData(made))
             cases = models.data.measured_cases("validation")
