@@ -12,6 +12,7 @@ import pytest
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logs.interactions import Columns, Logs, read_logs
 from adagrpo.data.prepared import (
+    SHOWN_LATER,
     load_cases,
     load_impressions,
     load_item_ids,
@@ -241,6 +242,21 @@ def test_impressions_of_a_split_in_time_end_at_its_cut(tmp_path: Path) -> None:
         assert table is not None and table.columns == ["user", "item", "history_length", "clicked"]
         assert table["user"].to_list() == [0] * 6 + [1] * 6  # at 2, 5 and 9; at the cut itself it is too late
         assert table["history_length"].to_list() == [1, 1, 2, 2, 2, 2, 1, 1, 2, 2, 2, 2]
+
+
+def test_lists_are_judged_by_what_was_shown_between_the_targets_of_validation_and_test(tmp_path: Path) -> None:
+    """Not by what training or the test knows, and of items that the user did not have by his validation target."""
+    sequences, times = [["a", "b", "c", "d"], ["b", "a", "c"]], [[0, 3, 12, 22], [1, 2, 23]]
+    rows = [(f"u{u}", item, time, item == "d") for u in range(2) for time in (9, 12, 13, 19, 20) for item in "dca"]
+    shown = pl.DataFrame(
+        [*rows, ("u0", "e", 14, False)], schema=["user_id", "item_id", "timestamp", "clicked"], orient="row"
+    )
+    dataset = make_dataset([*sequences, ["e", "e", "e"]], shown, [*times, [0, 1, 2]])
+    stamps = dataset.interactions["timestamp"].to_numpy()
+    write_prepared(dataset, temporal(stamps, offsets_of(dataset), validation_from=10, test_from=20), tmp_path)
+    table = pl.read_parquet(tmp_path / SHOWN_LATER)
+    # u1 has no validation target; of u0, who then had a, b and c, the d of 13 and 19 are one row, e is another
+    assert [(user, ITEMS[item], yes) for user, item, yes in table.rows()] == [(0, "d", True), (0, "e", False)]
 
 
 def test_a_leaking_split_is_refused(tmp_path: Path) -> None:

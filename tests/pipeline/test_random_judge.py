@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
+from adagrpo.data.prepared import SHOWN_LATER, load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists import Query
@@ -103,6 +103,24 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
     assert (summary["random_exposures"], summary["random_exposures_unknown"]) == (8 * len(expected), 2)
     logged = sum(len({*whole.row(number).tolist()}) for number in expected)
     assert summary["random_exposures_logged"] == summary["random_clicks_logged"] == logged
+
+
+def test_a_list_that_orders_later_impressions_worse_than_the_best_is_not_taken(
+    decided: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, before = decided
+    assert before["chosen"] != "item_knn" and before["shown_later_users"] == 0
+    auc = {row["list"]: np.full(40, 0.5) for row in before["contenders"]} | {"item_knn": np.full(40, 0.9)}
+    monkeypatch.setattr(
+        "adagrpo.pipeline.decide.random_order",
+        lambda data, lists, judge="random.parquet": RandomOrder(auc) if judge == SHOWN_LATER else None,
+    )
+    content = Run.open(first.directory).decide()
+    assert content["chosen"] == "item_knn" and content["why"].startswith("of the lists that may be taken")
+    assert {row["list"]: row["shown_later"]["auc"] for row in content["contenders"]}["item_knn"] == pytest.approx(0.9)
+    (said,) = [doubt for doubt in content["doubts"] if "what 40 users were shown" in doubt]
+    assert "worse than item_knn" in said and f"{before['chosen']} by 40.0" in said
+    assert "AUC of shown" in decision_table(content).header and said in decision_text(content)
 
 
 def test_a_few_users_refuse_no_list() -> None:

@@ -14,6 +14,8 @@ Files of a run:
                                     the time of each target, for rewards that ask for it; where a case is no basket
     impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
                                     later ones may show the held-out item
+    shown_later.parquet             user, item, clicked; under a split in time what was shown between a user's target of
+                                    validation and the test. Nothing is fitted on it; lists are judged by it
     rejects.parquet, summary.json   rejected rows; counts
 """
 
@@ -94,6 +96,7 @@ DAYS_OF = {
     "test": "test_days.parquet",
     "impressions": "impressions_days.parquet",
 }
+SHOWN_LATER = "shown_later.parquet"
 _ROWS = 2**22  # of a table that are read at a time
 _HELD = 2**24  # interactions up to which training sequences are in memory
 
@@ -153,6 +156,8 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
             when = shown.filter(seen).select((pl.col(TIMESTAMP) / (UNITS[unit] * 86_400)).alias(DAYS))
             when.write_parquet(directory / DAYS_OF["impressions"])
         summary |= {"impressions": int(seen.sum()), "impressions_later": int((~seen).sum())}
+        if split.trained_before is not None and split.tested_from is not None:
+            _shown_later(shown, split, table).write_parquet(directory / SHOWN_LATER)
     dataset.rejects.write_parquet(directory / "rejects.parquet")
     summary |= {
         "users": len(dataset.users),
@@ -169,6 +174,17 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         summary[new] = int((~known[items[validated]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Return the impressions, between a user's validation target and the test, of items that he had not had."""
+    users = shown[USER].to_numpy()
+    known = (split.validation_positions >= 0)[users] & (shown[HISTORY_LENGTH].to_numpy() >= split.target_ends[0][users])
+    later = known & (shown[TIMESTAMP].to_numpy() < split.tested_from)
+    had = interactions.filter(pl.col(POSITION) < pl.Series(split.target_ends[0][interactions[USER].to_numpy()]))
+    kept = shown.filter(later).select(USER, ITEM, pl.col(CLICKED).cast(pl.Boolean))
+    fresh = kept.join(had.select(USER, ITEM), on=[USER, ITEM], how="anti")
+    return fresh.group_by(USER, ITEM).agg(pl.col(CLICKED).any()).sort(USER, ITEM)
 
 
 def load_training(directory: Path) -> Ragged:

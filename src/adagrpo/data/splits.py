@@ -23,6 +23,7 @@ class Split:
     test_positions: Ints  # (U,) position of the test target, -1 where there is none
     trained_before: float | None = None  # the time at which training ends, where it is the same for all
     ends: tuple[Ints, Ints] | None = None  # (U,) each, one behind the last of the targets of validation and test
+    tested_from: float | None = None  # the time from which test targets are, likewise
 
     @property
     def target_ends(self) -> tuple[Ints, Ints]:
@@ -113,7 +114,7 @@ def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: 
     train, until_test = before(validation_from), before(test_from)
     validation = np.where((until_test > train) & (train > 0), train, -1)
     test = np.where((lengths > until_test) & (until_test > 0), until_test, -1)
-    return Split(train, validation, test, validation_from)
+    return Split(train, validation, test, validation_from, tested_from=test_from)
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
@@ -129,7 +130,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     trained = split.train_lengths if lengths is None else np.where(chosen, split.train_lengths, lengths)
     validation, test = (np.where(chosen, kept, -1) for kept in (split.validation_positions, split.test_positions))
     ends = split.ends and (np.where(chosen, split.ends[0], 0), np.where(chosen, split.ends[1], 0))
-    return Split(trained, validation, test, split.trained_before, ends)
+    return Split(trained, validation, test, split.trained_before, ends, split.tested_from)
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:

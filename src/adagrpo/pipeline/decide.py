@@ -6,7 +6,9 @@
    best fused one, since it can express most others and its figure is of weights without the users it ranks; else the
    best.
 3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy, and
-   simpler lists that do so worse than the best: the interval of the AUC difference is below zero.
+   simpler lists that do so worse than the best: the interval of the AUC difference is below zero. Without, but with
+   impressions between validation targets and test (`data.prepared.SHOWN_LATER`), exclude lists that order their clicks
+   worse than the list that does so best: hits on what a shop shows often are no merit of a list that holds it.
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
 cases only fill the table. A frozen or edited decision.plan.yaml is kept.
@@ -26,6 +28,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config.reward import RewardOptions, WeightedOptions
+from adagrpo.data.prepared import SHOWN_LATER
 from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -232,17 +235,22 @@ def decision(
         and parse_list(name).policy not in taught
     }
     judged = random_order(data, maker.recommenders(names))
+    later = None if judged is not None else random_order(data, maker.recommenders(names), SHOWN_LATER)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
+    quick = [name for name in trusted if budget is None or taken[name] <= budget]
+    first = "" if later is None or not quick else max(quick, key=lambda name: float(later.auc[name].mean()))
+    if later is not None and first:
+        harmful = later.worse([name for name in quick if name != first], first)
     allowed = {name: found for name, found in trusted.items() if name not in harmful}
     if len(weights) < 2:
         raise UserError(
             "one validation case compares no lists: decide needs at least two users with three interactions"
         )
-    pairs = all_pairs(values)
+    pairs, means = all_pairs(values), {name: float(found.mean()) for name, found in values.items()}
     choice = choose(allowed, pairs, taken, budget, judged, margin=run.config.decide.margin)
-    quick = {name: found for name, found in allowed.items() if budget is None or taken[name] <= budget}
-    if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
+    compared = {name: found for name, found in allowed.items() if name in quick}
+    if any(means[name] > means[choice.best] for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -262,6 +270,7 @@ def decision(
                 "needs": maker.needs(parse_list(name)),
             }
             | ({} if judged is None else {"random": _on_random(judged, name)})
+            | ({} if later is None else {"shown_later": _on_random(later, name)})
         )
     tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
     return {
@@ -276,8 +285,9 @@ def decision(
         "doubts": [
             *leaking,
             *doubts_of_control(data),
-            *_doubts(data, quick, as_logged, choice, leaks),
-            *_of_random(data, judged, harmful),
+            *_doubts(data, compared, as_logged, choice, leaks),
+            *_of_random(data, judged, [] if later is not None else harmful),
+            *_of_later(later, first, [name for name in harmful if means[name] > means[choice.best]]),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
             *_of_catalogue(run),
         ],
@@ -288,6 +298,7 @@ def decision(
         "exposure_weighted": bool(data.shown_files) and (data.exposure_power if tuned is None else tuned["power"]) > 0,
         "exposure_power": tuned,
         "random_users": 0 if judged is None else len(judged.auc[START]),
+        "shown_later_users": 0 if later is None else len(later.auc[START]),
         "contenders": rows,
     }
 
@@ -307,6 +318,16 @@ def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]
     return [
         f"on what was shown at random to {users:,} users, these order clicks worse than {START}, in points of AUC, and"
         f" were not taken: {lost}"
+    ]
+
+
+def _of_later(later: RandomOrder | None, first: str, left_out: Sequence[str]) -> list[str]:
+    if later is None or not left_out:
+        return []
+    lost = ", ".join(f"{name} by {-100 * later.against(name, first).mean:.1f}" for name in left_out)
+    return [
+        f"of what {len(later.auc[START]):,} users were shown after their validation cases, these order the clicks worse"
+        f" than {first}, in points of AUC, and were not taken, though they have more NDCG@{TOP}: {lost}"
     ]
 
 

@@ -1,6 +1,7 @@
-"""Evaluation on randomly exposed items, free of the logging policy's bias.
+"""Evaluation on what users were shown: at random, free of the logging policy's bias, or by the shop after validation.
 
-A user's AUC is the share of (clicked, not clicked) pairs that a list orders correctly.
+A user's AUC is the share of (clicked, not clicked) pairs that a list orders correctly. Of pairs that were both shown,
+which item is shown more often plays no part.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class RandomOrder(NamedTuple):
         return [name for name in names if moved[name] >= LEAST and self.against(name, other, level=level).high < 0]
 
 
-def random_order(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> RandomOrder | None:
-    """Evaluate lists by name on at most `MOST_USERS` users; None if none has a usable pair."""
-    path = data.prepared / RANDOM
+def random_order(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str = RANDOM) -> RandomOrder | None:
+    """Evaluate lists by name on at most `MOST_USERS` users of a prepared file; None if none has a usable pair."""
+    path = data.prepared / judge
     if not path.is_file():
         return None
     shown = pl.read_parquet(path)

@@ -26,7 +26,8 @@ def decision_table(content: Mapping[str, Any]) -> Table:
     """Tabulate all lists that were compared, the simplest first, with validation NDCG and test metrics."""
     compared = content["contenders"]
     utility = any("true_utility@10" in row["test"] for row in compared)
-    random = any("random" in row for row in compared)
+    judges = {"random": "AUC on random", "shown_later": "AUC of shown"}
+    judged = [name for name in judges if any(name in row for row in compared)]
     baskets = any("recall@10" in row["test"] for row in compared)
     rows = []
 
@@ -49,19 +50,19 @@ def decision_table(content: Mapping[str, Any]) -> Table:
                 f"{row['validation']['ndcg@10']:.4f}",
                 MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
                 *on_test(row["test"]),
-                *([f"{row['random']['auc']:.4f}"] if random else []),
+                *(f"{row[name]['auc']:.4f}" for name in judged),
                 f"{row['milliseconds']:.1f}",
             )
         )
     if "under_rules" in content:
         with_rules = on_test(content["under_rules"]["test"])
         rows.append(
-            (f"{content['chosen']} under rules", MISSING, MISSING, *with_rules, *([MISSING] if random else []), MISSING)
+            (f"{content['chosen']} under rules", MISSING, MISSING, *with_rules, *[MISSING for _ in judged], MISSING)
         )
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
     header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", *(["test recall@10"] if baskets else [])]
     header += ["coverage", "tail", "invalid"]
-    header += [*(["true utility"] if utility else []), *(["AUC on random"] if random else []), "ms"]
+    header += [*(["true utility"] if utility else []), *(judges[name] for name in judged), "ms"]
     best = max(range(len(compared)), key=lambda row: compared[row]["validation"]["ndcg@10"])
     return Table.of(header, rows, best={(best, 1)})
 
@@ -117,6 +118,12 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"On items shown at random to {content['random_users']:,} users it gains {gained} points of AUC compared"
             f" with {START}."
+        )
+    if "shown_later" in row:
+        sentences.append(
+            f"AUC of shown: of what {content['shown_later_users']:,} users were shown after their validation cases, the"
+            " share of pairs of a clicked and another item that a list orders so. A list that orders them significantly"
+            " worse than the best is not taken."
         )
     sentences += [*_sentence(content["warning"]), *_sentence(content["training"])]
     return [*sentences, *(f"{'Also' if i else 'But'} {doubt}." for i, doubt in enumerate(content["doubts"]))]

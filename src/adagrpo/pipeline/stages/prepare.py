@@ -28,6 +28,7 @@ from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import (
     DAYS_OF,
     ITEM_COLUMNS,
+    SHOWN_LATER,
     load_item_ids,
     load_user_ids,
     write_item_columns,
@@ -55,6 +56,7 @@ PREPARED = (
         "impressions.parquet",
         "held_out.parquet",
         RANDOM,
+        SHOWN_LATER,
         "rejects.parquet",
         "summary.json",
     ),
