@@ -7,8 +7,9 @@
    best.
 3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy, and
    simpler lists that do so worse than the best: the interval of the AUC difference is below zero. Without, but with
-   impressions between validation targets and test (`data.prepared.SHOWN_LATER`), exclude lists that order their clicks
-   worse than the list that does so best: hits on what a shop shows often are no merit of a list that holds it.
+   impressions between validation targets and test (`data.prepared.SHOWN_LATER`), the list that orders their clicks best
+   is only named: what a shop shows is chosen by it, and a ranker of it may order the rest badly
+   (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
 cases only fill the table. A frozen or edited decision.plan.yaml is kept.
@@ -238,19 +239,15 @@ def decision(
     later = None if judged is not None else random_order(data, maker.recommenders(names), SHOWN_LATER)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
-    quick = [name for name in trusted if budget is None or taken[name] <= budget]
-    first = "" if later is None or not quick else max(quick, key=lambda name: float(later.auc[name].mean()))
-    if later is not None and first:
-        harmful = later.worse([name for name in quick if name != first], first)
     allowed = {name: found for name, found in trusted.items() if name not in harmful}
     if len(weights) < 2:
         raise UserError(
             "one validation case compares no lists: decide needs at least two users with three interactions"
         )
-    pairs, means = all_pairs(values), {name: float(found.mean()) for name, found in values.items()}
+    pairs = all_pairs(values)
     choice = choose(allowed, pairs, taken, budget, judged, margin=run.config.decide.margin)
-    compared = {name: found for name, found in allowed.items() if name in quick}
-    if any(means[name] > means[choice.best] for name in names if name not in allowed):
+    quick = {name: found for name, found in allowed.items() if budget is None or taken[name] <= budget}
+    if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -285,9 +282,9 @@ def decision(
         "doubts": [
             *leaking,
             *doubts_of_control(data),
-            *_doubts(data, compared, as_logged, choice, leaks),
-            *_of_random(data, judged, [] if later is not None else harmful),
-            *_of_later(later, first, [name for name in harmful if means[name] > means[choice.best]]),
+            *_doubts(data, quick, as_logged, choice, leaks),
+            *_of_random(data, judged, harmful),
+            *([] if later is None else _of_later(later, [*quick], choice.chosen)),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
             *_of_catalogue(run),
         ],
@@ -321,13 +318,15 @@ def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]
     ]
 
 
-def _of_later(later: RandomOrder | None, first: str, left_out: Sequence[str]) -> list[str]:
-    if later is None or not left_out:
+def _of_later(later: RandomOrder, names: Sequence[str], chosen: str) -> list[str]:
+    first = max(names, key=lambda name: float(later.auc[name].mean()))
+    if chosen not in later.worse([name for name in names if name != first], first):
         return []
-    lost = ", ".join(f"{name} by {-100 * later.against(name, first).mean:.1f}" for name in left_out)
+    gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in later.against(first, chosen)[:3]))
     return [
-        f"of what {len(later.auc[START]):,} users were shown after their validation cases, these order the clicks worse"
-        f" than {first}, in points of AUC, and were not taken, though they have more NDCG@{TOP}: {lost}"
+        f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases better"
+        f" than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is shown; an"
+        f" experiment between the two says which users prefer"
     ]
 
 

@@ -122,8 +122,7 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     if "shown_later" in row:
         sentences.append(
             f"AUC of shown: of what {content['shown_later_users']:,} users were shown after their validation cases, the"
-            " share of pairs of a clicked and another item that a list orders so. A list that orders them significantly"
-            " worse than the best is not taken."
+            " share of pairs of a clicked and another item that a list orders so. It has no part in the choice."
         )
     sentences += [*_sentence(content["warning"]), *_sentence(content["training"])]
     return [*sentences, *(f"{'Also' if i else 'But'} {doubt}." for i, doubt in enumerate(content["doubts"]))]
