@@ -324,9 +324,9 @@ def _of_later(later: RandomOrder, names: Sequence[str], chosen: str) -> list[str
         return []
     gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in later.against(first, chosen)[:3]))
     return [
-        f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases better"
-        f" than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is shown; an"
-        f" experiment between the two says which users prefer"
+        f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases"
+        f" better than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is"
+        " shown; an experiment between the two says which one users prefer"
     ]
 
 
