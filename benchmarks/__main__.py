@@ -1,6 +1,7 @@
 """Measure what the targets in docs/performance.md speak of, side by side on the same inputs.
 
     python -m benchmarks --data DIR [--out benchmarks/results.json] [--only NAME ...] [--kind qwen3-0.6b]
+    python -m benchmarks --check [--out benchmarks/results.json]    says which rows are older than what they measure
 
 DIR holds the public data sets (`amazon-beauty` and others); a benchmark whose data is not there is left out, and said
 so. Rows already in the file are replaced by name and the others kept. Nothing else should run on the machine.
@@ -34,6 +35,7 @@ from benchmarks import (
     whole,
 )
 from benchmarks.rows import Row
+from benchmarks.stale import staleness
 
 LANGUAGE_MODELS: dict[str, Callable[[Path, Path, causal_lm.Kind], list[Row]]] = {
     "beam50_vs_generate": causal_lm.beam50_vs_generate,
@@ -60,11 +62,17 @@ NAMES = sorted([*LANGUAGE_MODELS, *BENCHMARKS])
 def main() -> None:
     """Run the benchmarks that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path)
+    what.add_argument("--check", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
     parser.add_argument("--only", nargs="*", choices=NAMES)
     parser.add_argument("--kind", choices=sorted(causal_lm.KINDS), default="qwen3-tiny")
     options = parser.parse_args()
+    if options.check:
+        for line in staleness(json.loads(options.out.read_text(encoding="utf-8"))):
+            print(line)
+        return
     kind = causal_lm.KINDS[options.kind]
     if kind.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"--kind {kind.name} needs a GPU, and there is none here")

@@ -27,7 +27,7 @@ from typing import Any
 from adagrpo.report import read_rows
 from adagrpo.storage.writing import write_file
 
-__all__ = ["add_row", "keep_rows", "loaded_code", "merge_rows", "portable", "staleness"]
+__all__ = ["add_row", "keep_rows", "loaded_code", "merge_rows", "portable", "source_hash", "staleness"]
 
 HERE = Path(__file__).parent
 AGAIN = "__mp_main__"  # the main module by the name that multiprocessing gives it beside its own
@@ -73,7 +73,7 @@ def loaded_code() -> dict[str, str]:
         if name == AGAIN or spec is None or not spec.origin or spec.name.partition(".")[0] not in OURS:
             continue
         if not any(f"{spec.name}.".startswith(f"{package}.") for package in WITHOUT_FIGURES):
-            found[spec.name if name == "__main__" else name] = _source_hash(Path(spec.origin))
+            found[spec.name if name == "__main__" else name] = _hash_of_file(Path(spec.origin))
     return found
 
 
@@ -137,8 +137,13 @@ def _hash_of(modules: Mapping[str, str]) -> str:
 
 
 @cache
-def _source_hash(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _hash_of_file(path: Path) -> str:
+    return source_hash(path.read_text(encoding="utf-8"))
+
+
+def source_hash(text: str) -> str:
+    """The hash of a module's text without comments and docstrings."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False
@@ -150,7 +155,7 @@ def _source_hash(path: Path) -> str:
 def _current(module: str) -> str | None:
     """The hash of a module as it is now; None where there is none of that name."""
     path = _path_of(module)
-    return None if path is None else _source_hash(path)
+    return None if path is None else _hash_of_file(path)
 
 
 def _path_of(module: str) -> Path | None:

@@ -159,6 +159,33 @@ def test_a_frozen_policy_says_the_same(prefix):
     assert not torch.equal(policy.score(policy.encode(HISTORIES), space(SPACE)), expected)
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
+@torch.no_grad()
+def test_item_vectors_are_computed_when_a_policy_is_frozen_and_not_for_its_requests(monkeypatch, prefix):
+    policy = make_policy(prefix=prefix)
+    frozen = policy.frozen()
+    calls: list[str] = []
+    for name in ("_item_vectors", "_prefix_vectors"):
+        original = getattr(HybridPolicy, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            calls.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(HybridPolicy, name, counted)
+    for _ in range(3):
+        beam_search(frozen, frozen.encode(HISTORIES), 10, trie=policy.trie)
+    assert calls == []
+    policy.items.weight.add_(torch.randn(policy.items.weight.shape, generator=torch.Generator().manual_seed(2)))
+    again = policy.frozen()  # as when a model is exchanged: nothing of the former one is kept
+    assert calls == (["_item_vectors", "_prefix_vectors"] if prefix else ["_item_vectors"])
+    found = beam_search(again, again.encode(HISTORIES), 10, trie=policy.trie)
+    expected = beam_search(policy, policy.encode(HISTORIES), 10, trie=policy.trie)
+    assert torch.equal(found.scores, expected.scores) and torch.equal(found.codes, expected.codes)
+    former = beam_search(frozen, policy.encode(HISTORIES), 10, trie=policy.trie)
+    assert not torch.equal(former.scores, expected.scores)
+
+
 def test_the_head_speaks_once_a_context_without_gradients_and_again_with_them(monkeypatch):
     policy = make_policy()
     calls = []

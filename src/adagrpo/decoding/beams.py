@@ -225,7 +225,7 @@ def _best_children(
     (samples, hypotheses), (_, stride, size) = nodes.shape, log_probs.shape
     branches = trie.branches(level, nodes)
     counts = branches.counts.view(samples, hypotheses)
-    if not bool(((counts > 0) | (scores == -torch.inf)).all()):
+    if not bool(counts.all()) and not bool(((counts > 0) | (scores == -torch.inf)).all()):
         raise DeadEnd(f"the trie allows no code at level {level + 1} after a prefix that it allowed before")
     of_sample = counts.sum(1)  # (B,)
     first = of_sample.cumsum(0) - of_sample

@@ -446,7 +446,7 @@ class Recommender:
         return Histories(padded.items.to(device), padded.lengths.to(device), older=older, past=past, asking=asking)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
-        count = sum(item >= 0 for item in items)  # empty positions are last
+        count = items.index(-1) if -1 in items else len(items)  # empty positions are last
         found = items[:count]
         return Recommendations([self.item_ids[item] for item in found], scores[:count], self._codes[found].tolist())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adagrpo.errors import UserError
 from adagrpo.rewards.external import ItemId, users_of
-from adagrpo.rewards.features import Features
+from adagrpo.rewards.features import Features, Floats
 from adagrpo.rewards.model_files import TreeModel
 from adagrpo.rewards.tables import Tables, features_of
 from adagrpo.types import Histories
@@ -45,12 +45,12 @@ class BoostedReward:
         ours = self.features.of(histories, items) if "ours" in kinds else None
         wanted = np.maximum(items.cpu().numpy(), 0).ravel()
         users = np.repeat(self._user_rows(histories) if "user" in kinds else [], items.shape[1]).astype(np.int64)
-        table: list[pl.Series] = []
+        table: list[pl.Series | Floats] = []
         for column in self.columns:
             if column.values is not None:
                 table.append(column.values.gather(wanted if column.of == "item" else users))
             elif ours is not None:
-                table.append(pl.Series(ours[:, :, column.place].ravel(), dtype=pl.Float64))
+                table.append(ours[:, :, column.place].ravel())
         threads = torch.get_num_threads() if items.numel() > _FEW else 1
         try:
             scores = self.model.predict(table, threads)

@@ -178,14 +178,28 @@ class Features:
         return np.asarray(others / (1.0 + any_others), np.float32)
 
     def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
-        overlap = np.zeros((*items.shape, histories.shape[1]), np.float32)
-        if self.attributes.nnz:
-            row, candidate, position = np.nonzero(np.broadcast_to(real[:, None, :], overlap.shape))
-            one, other = histories[row, position], items[row, candidate]
-            shared = np.asarray(self.attributes[one].multiply(self.attributes[other]).sum(axis=1), np.float32)
-            either = self.attribute_counts[one] + self.attribute_counts[other] - shared
-            overlap[row, candidate, position] = shared / np.maximum(either, 1.0)
-        return overlap
+        width, offsets = histories.shape[1], self.attributes.indptr
+        row, position = np.nonzero(real)
+        seen, of_seen = _slices(offsets, histories[row, position])
+        held, of_held = _slices(offsets, items.ravel())  # of candidates, numbered through all samples
+        if not len(seen) or not len(held):
+            return np.zeros((*items.shape, width), np.float32)
+        # attributes of one sample's history, and which of its positions have each; a candidate adds up those it shares
+        columns = self.attributes.shape[1]
+        keys, index = np.unique(row[of_seen] * columns + self.attributes.indices[seen], return_inverse=True)
+        has = np.zeros((len(keys), width), np.float32)
+        has[index, position[of_seen]] = 1.0
+        wanted = of_held // items.shape[1] * columns + self.attributes.indices[held]
+        found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        common = np.flatnonzero(keys[found] == wanted)
+        shared = np.zeros((items.size, width), np.float32)
+        if len(common):
+            starts = np.flatnonzero(np.diff(of_held[common], prepend=-1))
+            shared[of_held[common[starts]]] = np.add.reduceat(has[found[common]], starts, axis=0)
+        shared = shared.reshape(*items.shape, width)
+        counts = self.attribute_counts
+        either = counts[histories][:, None, :] + counts[items][:, :, None] - shared
+        return np.asarray(shared / np.maximum(either, 1.0))
 
     def _text(self, histories: Ints, last: Ints, items: Ints, weights: Floats) -> tuple[Floats, Floats]:
         if self.texts is None:
@@ -194,6 +208,13 @@ class Features:
         vectors = self.texts[items]  # (B, N, W)
         taste = np.einsum("bt,btw->bw", weights, self.texts[histories])
         return np.einsum("bnw,bw->bn", vectors, self.texts[last[:, 0]]), np.einsum("bnw,bw->bn", vectors, taste)
+
+
+def _slices(offsets: NDArray[np.integer], rows: Ints) -> tuple[Ints, Ints]:
+    """(T,) indices of the entries of rows of a sparse matrix, row by row, and which of `rows` each is of."""
+    starts, counts = offsets[rows].astype(np.int64), offsets[rows + 1] - offsets[rows]
+    of_row = np.repeat(np.arange(len(rows)), counts)
+    return np.arange(len(of_row)) + np.repeat(starts - (counts.cumsum() - counts), counts), of_row
 
 
 def _indicators(attributes: Sequence[Sequence[str]]) -> tuple[sparse.csr_array, Floats]:

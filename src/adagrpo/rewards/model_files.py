@@ -30,6 +30,7 @@ NAMES = {"lightgbm": "LightGBM", "xgboost": "XGBoost", "catboost": "CatBoost"}
 
 Known = Sequence[str | float]  # the categories of a feature, in the order of their numbers
 Floats = NDArray[np.float64]
+Column = pl.Series | NDArray[np.floating]  # of a table, or of our features
 
 
 class TreeModel(NamedTuple):
@@ -46,7 +47,7 @@ class TreeModel(NamedTuple):
     path: Path
     names: Sequence[str]
     categories: Mapping[str, Known | None]
-    predict: Callable[[Sequence[pl.Series], int], Floats]
+    predict: Callable[[Sequence[Column], int], Floats]
     texts: bool = False
     renamed: bool = False
 
@@ -97,7 +98,7 @@ def _lightgbm(path: Path, content: bytes) -> TreeModel:
     except LightGBMError as error:
         raise UserError(f"{path}: LightGBM cannot read it ({_first_line(error)})") from error
 
-    def predict(columns: Sequence[pl.Series], threads: int) -> Floats:
+    def predict(columns: Sequence[Column], threads: int) -> Floats:
         return np.asarray(model.predict(_matrix(columns), raw_score=True, num_threads=threads))
 
     return TreeModel(path, names, categories, predict, renamed=True)
@@ -124,7 +125,7 @@ def _xgboost(path: Path, content: bytes) -> TreeModel:
         if kind == "c"
     }
 
-    def predict(columns: Sequence[pl.Series], threads: int) -> Floats:
+    def predict(columns: Sequence[Column], threads: int) -> Floats:
         options: dict[str, Any] = {"feature_names": names, "feature_types": kinds or None, "enable_categorical": True}
         table = DMatrix(_matrix(columns), nthread=threads, **options)
         return np.asarray(model.predict(table, output_margin=True), np.float64)
@@ -152,8 +153,8 @@ def _catboost(path: Path, content: bytes) -> TreeModel:
         raise UserError(f"{path}: has features of texts or embeddings; numbers and categories are read")
     texts = {names[index] for index in model.get_cat_feature_indices()}
 
-    def predict(columns: Sequence[pl.Series], threads: int) -> Floats:
-        table = pl.DataFrame([column.alias(name) for name, column in zip(names, columns, strict=True)])
+    def predict(columns: Sequence[Column], threads: int) -> Floats:
+        table = pl.DataFrame([pl.Series(name, column) for name, column in zip(names, columns, strict=True)])
         pool = Pool(table, cat_features=[name for name in names if name in texts])
         return np.asarray(model.predict(pool, prediction_type="RawFormulaVal", thread_count=threads))
 
@@ -167,10 +168,10 @@ def _check_outputs(path: Path, count: int) -> None:
         raise UserError(f"{path}: has {count} outputs; a reward has one")
 
 
-def _matrix(columns: Sequence[pl.Series]) -> Floats:
+def _matrix(columns: Sequence[Column]) -> Floats:
     matrix = np.empty((len(columns[0]), len(columns)))
     for place, column in enumerate(columns):
-        matrix[:, place] = column.to_numpy()
+        matrix[:, place] = column.to_numpy() if isinstance(column, pl.Series) else column
     return matrix
 
 
