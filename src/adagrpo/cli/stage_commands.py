@@ -71,8 +71,9 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
     run = common.open(directory)
     with session(run):
         getattr(run, command)(**options)
-    run.processes.part()
-    if not run.processes.is_main_process:
+    together = library.processes.processes()
+    together.part()
+    if not together.is_main_process:
         return
     if run.config.without_order:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)

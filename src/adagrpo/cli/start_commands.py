@@ -224,8 +224,9 @@ def run_recipe(
         library.named_files.check_logs(run)
     with session(run):
         run.complete()
-    run.processes.part()
-    if run.processes.is_main_process:
+    together = library.processes.processes()
+    together.part()
+    if together.is_main_process:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, hash_of, model_of, trained_arms, weights_of
+from adagrpo.pipeline.directory import RunDirectory, hash_of, kept, model_of, trained_arms, weights_of
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.stage import MadeFrom
-from adagrpo.storage.artifacts import manifest
 
 SHOWN = 12  # digits of a sha256 in a version name
 Checkpoint = Literal["best", "final"]
@@ -69,7 +67,7 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
         metrics = run.find(*evaluation_of(arm, checkpoint), "metrics.json")
         if metrics is None:
             continue
-        if not of_these_weights(run, metrics.parent, arm, checkpoint):
+        if not of_these_weights(run, "/".join(evaluation_of(arm, checkpoint)), arm, checkpoint):
             outdated.append(arm)
             continue
         content = read_json(metrics)
@@ -114,8 +112,8 @@ def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:
     return ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
 
 
-def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
+def of_these_weights(run: RunDirectory, stage: str, arm: str, checkpoint: str) -> bool:
     """Check that an evaluation used the current weights."""
-    made_from = MadeFrom.of(manifest(evaluation) or {}, run.stages)
+    made_from = kept(run, stage)
     weights = model_of(arm, "best" if arm == "sft" else checkpoint)
     return made_from is None or hash_of(run, weights) in made_from.hashes.values()

@@ -44,12 +44,11 @@ from adagrpo.lists.names import (
 )
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
-from adagrpo.pipeline.directory import RunDirectory, remake_command, weights_of
+from adagrpo.pipeline.directory import RunDirectory, kept, made_from, remake_command, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
-from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
@@ -115,7 +114,11 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
         items = RunData(run).num_items
         most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
         return most if items > source.most_items else None
-    if kind != "evaluate" or reward_number(parse_list(called).order) is None or has_made(run, name, stage):
+    if (
+        kind != "evaluate"
+        or reward_number(parse_list(called).order) is None
+        or made_from(run, stage).equals(kept(run, name))
+    ):
         return None
     data = RunData(run)
     cases, count = validation_cases(data), len(data.measured_cases("test"))

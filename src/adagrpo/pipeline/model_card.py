@@ -17,16 +17,14 @@ from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, evaluation_of, of_these_weights
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.diagnosed import is_diagnosed
-from adagrpo.pipeline.directory import RunDirectory, find_content, folder_of, hash_of
+from adagrpo.pipeline.directory import RunDirectory, find_content, hash_of, kept
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.named_lists import decision_now
-from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.report.decision import list_advice
 from adagrpo.report.run_tables import own_interval
 from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
-from adagrpo.storage.artifacts import manifest
 
 LICENCE = "# license: name yours here before you publish this folder; adagrpo does not choose one\n"
 
@@ -125,7 +123,7 @@ def _results(
     """Return metrics on test cases; empty if other weights were evaluated."""
     paired = find_content(run, "report", "paired", "paired.json") if means else None
     if paired is not None:
-        made_from = MadeFrom.of(manifest(folder_of(run, "report/paired")) or {}, run.stages)
+        made_from = kept(run, "report/paired")
         lists = run.find(*evaluation_of(chosen.arm, checkpoint), "predictions.parquet")
         if made_from is not None and (lists is None or hash_of(run, lists) not in made_from.hashes.values()):
             paired = None  # of an earlier evaluation
@@ -138,8 +136,8 @@ def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, A
     path = run.find(*evaluation_of(chosen.arm, checkpoint), "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
         return {}
-    read = of_these_weights(run, path.parent, chosen.arm, checkpoint)
-    return read_json(path) if read else {}
+    stage = "/".join(evaluation_of(chosen.arm, checkpoint))
+    return read_json(path) if of_these_weights(run, stage, chosen.arm, checkpoint) else {}
 
 
 def _results_text(

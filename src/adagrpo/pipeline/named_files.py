@@ -10,16 +10,14 @@ import numpy as np
 from adagrpo.config import read_settings
 from adagrpo.config.reward import CallableOptions, FactoryOptions, ModelFileOptions, RewardOptions, SequentialOptions
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, by_label, folder_of, hash_of
+from adagrpo.pipeline.directory import RunDirectory, by_label, hash_of, kept
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.rewards import load_function, load_model, module_files
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
-from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 
 MADE = {"marketplace": "simulated logs", "exposures": "the log of a service"}  # generated logs, by key of `data`
@@ -90,11 +88,11 @@ def check_logs(run: RunDirectory) -> None:
     Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
     itself only have to be of the same kind.
     """
-    kept = MadeFrom.of(manifest(folder_of(run, "prepare")) or {}, run.stages)
-    if kept is None:
+    known = kept(run, "prepare")
+    if known is None:
         return
-    was, now = kept.settings.get("data", {}), read_settings(run.config, kept.keys, kept.but).get("data", {})
-    before, reads = kept.files, run.stages.declared(run.config, ["prepare"])["prepare"](run).reads
+    was, now = known.settings.get("data", {}), read_settings(run.config, known.keys, known.but).get("data", {})
+    before, reads = known.files, run.stages.declared(run.config, ["prepare"])["prepare"](run).reads
     given = {label: path for label, path in by_label(run, reads).items() if isinstance(path, Path)}
     if not all(path.is_file() for path in given.values()):
         return  # the command reports it itself

@@ -81,6 +81,7 @@ from adagrpo.pipeline.stages.prepare import log_source, note_described
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report, write_users
+from adagrpo.trainer.processes import processes
 
 DAY = 86_400.0  # seconds
 
@@ -137,7 +138,7 @@ class Run(RunDirectory):
 
         Processes other than the main one return an empty table.
         """
-        if self.processes.is_main_process:
+        if processes().is_main_process:
             self._note_made_again(None)
         with self._doing():
             publish_first(self)
@@ -147,12 +148,12 @@ class Run(RunDirectory):
             for command in ("tokenize", "sft", "ranker"):
                 self._make(command)
             self._train(anyway=True)
-            self.followed = False
-            if not self.processes.is_main_process:
+            self._followed = False
+            if not processes().is_main_process:
                 return metrics_table({})
             self._evaluate([arm.name for arm in self.config.train.arms])
             self._write_report()
-            keep_settings(self)
+            keep_settings(self, also=self._noted)
         return self.metrics
 
     def prepare(self) -> dict[str, Any]:
@@ -177,7 +178,7 @@ class Run(RunDirectory):
         """Train the reward model; with impressions without order, also write its report."""
         with self._doing("ranker"):
             self._make("ranker")
-            if self.config.without_order and self.processes.is_main_process:
+            if self.config.without_order and processes().is_main_process:
                 self._collect([])
                 self._write_report()
         return self
@@ -286,7 +287,7 @@ class Run(RunDirectory):
                 diagnosed = self.content("diagnose", "diagnose.json")
                 write_diagnosis(self.directory, diagnosed, self.config.name, content, self.called)
             if self.config.decide.refit:
-                keep_settings(self)  # if the refit is killed, the measured list is served
+                keep_settings(self, also=self._noted)  # if the refit is killed, the measured list is served
                 content = content | {"refit": make_refit(self, content["chosen"])}
         return content
 
@@ -471,6 +472,11 @@ class Run(RunDirectory):
         return Diagnosis.of(content, decision_now(self), self.called)
 
     @cached_property
+    def _noted(self) -> dict[str, Any]:
+        """Entries of run.yaml for `keep_settings`."""
+        return {}
+
+    @cached_property
     def _ready(self) -> set[str]:
         """Shared stages known to be up to date in this command."""
         return set()
@@ -489,11 +495,11 @@ class Run(RunDirectory):
         self._ready.clear()
         try:
             with locked(self):
-                if command not in (None, "prepare") and self.processes.is_main_process:
+                if command not in (None, "prepare") and processes().is_main_process:
                     check(self, command)
                 yield
                 if command is not None and is_described(self.path(DESCRIPTION).parent):
-                    keep_settings(self)
+                    keep_settings(self, also=self._noted)
         finally:
             if isinstance(self.console, StderrConsole):
                 self.console.close()
@@ -537,7 +543,7 @@ class Run(RunDirectory):
         elif "reward" not in self._ready:
             make(self, "reward", first_look(self))
             self._ready.add("reward")
-        self.noted["reward"] = describe_reward(models)
+        self._noted["reward"] = describe_reward(models)
 
     def _evaluate(self, arms: list[str] | None = None) -> None:
         """Evaluate some arms; None: all that are up to date."""

@@ -9,6 +9,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import KIND, close_part, parts_of
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.storage.marks import check_kind, is_marked
+from adagrpo.trainer.processes import processes
 
 
 def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
@@ -36,5 +37,5 @@ def publish_first(run: RunDirectory) -> None:
     if options is None or options.through is not None or run.path("exposures").exists():
         return
     directory = run.data / options.path
-    if run.processes.is_main_process and is_marked(directory) and check_kind(directory, KIND, "data.exposures.path"):
+    if processes().is_main_process and is_marked(directory) and check_kind(directory, KIND, "data.exposures.path"):
         close_part(directory)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from adagrpo.config import Change, Config
 from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.writing import MANIFEST
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # commands of `adagrpo run`
 MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
@@ -54,6 +55,10 @@ class Declaration:
     version: int = 1
     together: bool = False
     changed: Callable[[Path], str] = lambda there: ""
+
+    def writes(self, name: str) -> bool:
+        """Return whether a file may be one of those written, by its path in the folder."""
+        return Path(name).name in (*self.files, MANIFEST)
 
 
 Declare = Callable[[Any], Declaration]  # of a `RunDirectory`

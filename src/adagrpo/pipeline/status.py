@@ -11,7 +11,7 @@ from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.diagnosed import why_refused
 from adagrpo.pipeline.directory import REFIT, REFRESH, command, events_of, find_content, remake_command, trained_arms
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.make import StageFolder
+from adagrpo.pipeline.make import begun_for
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.refit import refit_of, why_not_refit
@@ -105,7 +105,7 @@ def _of_comparison(directory: Path) -> dict[str, Any]:
 
 
 def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any]:
-    begun = StageFolder(run.directory, part.name).begun_for() is not None and part.state in ("done", "stale")
+    begun = begun_for(run.directory, part.name) is not None and part.state in ("done", "stale")
     why = [part.why] if part.why else []
     why += ["an attempt with other settings was interrupted"] if begun else []
     made = ended if ended is not None and part.there else {}

@@ -20,8 +20,8 @@ from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.monitoring import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
 from adagrpo.pipeline.directory import (
     RunDirectory,
-    folder_of,
     hash_of,
+    kept,
     label_of,
     place_of,
     remake_command,
@@ -31,11 +31,9 @@ from adagrpo.pipeline.directory import (
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.pipeline.stage import MadeFrom
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
-from adagrpo.storage.artifacts import manifest
 from adagrpo.types import Histories, Ragged
 
 DAY = 86_400
@@ -168,8 +166,8 @@ def _check_together(run: RunDirectory) -> None:
 
 
 def _made_otherwise(run: RunDirectory, name: str) -> str | None:
-    kept = MadeFrom.of(manifest(folder_of(run, name)) or {}, run.stages)
-    for read, digest in ({} if kept is None else kept.reads).items():
+    found = kept(run, name)
+    for read, digest in ({} if found is None else found.reads).items():
         if place_of(run, read).is_file() and hash_of(run, read) != digest:
             return f"made from another {label_of(run, read)} than is there now"
     return None

@@ -23,6 +23,7 @@ from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
+from adagrpo.trainer.processes import processes
 
 # Of a refit's epochs and learning rate, with which a refresh fits weights further: set by hand, since at the whole rate
 # a fit of a few steps undid what the weights knew; no table compares rates.
@@ -79,7 +80,7 @@ def fit_model(
         settings = settings.model_copy(update={"learning_rate": AT_RATE * settings.learning_rate})
         load_begun(data, stage, model)
     record = run.directory / "diverged.json"
-    if run.processes.is_main_process:
+    if processes().is_main_process:
         run.console.note(f"{stage}: {sum(part.numel() for part in model.parameters()):,} parameters, {until:,} steps")
         if not record.is_symlink():
             record.unlink(missing_ok=True)
@@ -89,7 +90,7 @@ def fit_model(
         seed = run.config.seed
         return fit(model, task, settings, work, seed=seed, files=files, report=report, watched=watched, until=until)
     except Diverged as error:
-        if not run.processes.is_main_process:
+        if not processes().is_main_process:
             raise
         user_ids = load_user_ids(data.prepared)
         ids = [user_ids[int(row)] for row in error.users]
@@ -112,9 +113,9 @@ def measured_once(
     def measure() -> dict[str, float]:
         weights = _hash_weights(model)
         key = f"validation {hash_json([reads, inputs, fit.validation_users, weights])}"
-        if key not in run.remembered:
-            run.remembered[key] = validate()
-        return dict(run.remembered[key])
+        if key not in run.cached:
+            run.cached[key] = validate()
+        return dict(run.cached[key])
 
     return measure
 

@@ -21,6 +21,7 @@ from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, mea
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
+from adagrpo.trainer.processes import processes
 
 
 def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
@@ -72,7 +73,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 validate=validate,
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.reads_truth else None,
-                shared_by=run.processes,
+                shared_by=processes(),
             )
         if isinstance(task, PostTraining) and pressure is not None:
             alike = hash_json(
@@ -150,11 +151,11 @@ def _press(
 ) -> None:
     """Set λ by the reward term's initial pressure; arms of equal `alike` share the norms."""
     seed, known = run.config.seed, f"norms {alike}"
-    other: Calibrated | None = run.remembered.get(known)
+    other: Calibrated | None = run.cached.get(known)
     found, now = calibrate(
-        policy, task, work, pressure=pressure, steps=steps, seed=seed, shared_by=run.processes, other=other
+        policy, task, work, pressure=pressure, steps=steps, seed=seed, shared_by=processes(), other=other
     )
-    run.remembered[known] = found
+    run.cached[known] = found
     task.arm = replace(task.arm, lambda_=found.lambda_)
     if now:
         log_event(run, f"train/{name}", found.sentence())
