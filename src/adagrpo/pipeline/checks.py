@@ -5,7 +5,7 @@ A command rebuilds its own stages; evaluation and report skip stale arms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -49,11 +49,16 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
         before, now = dump_config(run.described), dump_config(config)
         keys = [key for key in keys if _value(before, key) != _value(now, key)]
 
+    def asked_for(part: Part) -> tuple[Change | None, str]:
+        """Return the first change that makes a stage stale and that a `--set` key asks for."""
+        found = ((change, key) for change in part.changes for key in keys if names_key(change.key, key))
+        return next(found, (None, ""))
+
     for part in needed:
         if part.state == "damaged":
             raise UserError(part.why)
         if part.there and not part.usable:
-            change, key = next(_asked_for(part, keys), (None, ""))
+            change, key = asked_for(part)
             again = remake_command(run, part.name)
             if change is None:
                 raise UserError(f"{run.called}: {part.name} is stale: {part.why}; run {again}")
@@ -73,7 +78,7 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
 
     if verb in ALL_OTHERS and run.directory == run.called:
         for part in parts.values():
-            _, key = next(_asked_for(part, keys), (None, ""))
+            _, key = asked_for(part)
             if key and part.there and part not in needed and part.name not in made:
                 given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
                 elsewhere = command(run, verb, given, out=run.called.with_name(f"{run.called.name}-{verb}"))
@@ -92,11 +97,6 @@ def reward_stages(run: RunDirectory) -> list[str]:
         return sources_of([*models.reward_files, *models.group_reward_files])
     except (UserError, OSError):  # the command reports it itself
         return []
-
-
-def _asked_for(part: Part, keys: list[str]) -> Iterator[tuple[Change, str]]:
-    """The changes that make a stage stale and that a `--set` key asks for."""
-    return ((change, key) for change in part.changes for key in keys if names_key(change.key, key))
 
 
 def _value(content: Mapping[str, Any], key: str) -> Any:

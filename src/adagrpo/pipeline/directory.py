@@ -89,6 +89,9 @@ class RunDirectory(ABC):
         self.code = (code or Path()).resolve()
         self.console: Console = (console if processes().is_main_process else None) or Silent()
         self._locked, self._followed = False, True  # whether other processes follow, or wait for the first
+        self._noted: dict[str, Any] = {}  # entries of run.yaml, kept when the command succeeds
+        self._ready: set[str] = set()  # shared stages known to be up to date in this command
+        self._served: dict[tuple[Any, ...], Any] = {}  # recommenders of `recommend`, and what they were made from
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 

@@ -39,14 +39,25 @@ def plan(
         again[name] = not part.usable or part.outdated or any(again.get(source, False) for source in part.sources)
     asked = {**stages_of(run, commands, arms), **more}
     stages = {name: again.get(name, True) or name == "diagnose" for name in asked}
+    ended = {row["stage"]: float(row["seconds"]) for row in events_of(run) if row["event"] == "end"}
+
+    def seconds_a_step(name: str) -> float | None:
+        path = run.path(name, "final", "checkpoint.json")
+        steps = read_json(path)["step"] if path.is_file() else 0
+        return ended[name] / steps if steps else None
+
+    rows: list[dict[str, Any]] = []
     with _prepared(run, unchanged=not again["prepare"]) as data:
         check_named(data, commands)
-        times = _Times(run)
-        rows: list[dict[str, Any]] = []
         for name, made in stages.items():
-            steps = _steps(data, name)
-            seconds = times.of(name, steps) if made else 0.0
-            rows.append({"stage": name, "state": "make" if made else "unchanged", "steps": steps, "seconds": seconds})
+            steps, seconds = _steps(data, name), ended.get(name)
+            if steps is not None:  # an arm that was never trained takes as long as the slowest one that was
+                arms_trained = [other for other in ended if other.startswith("train/")]
+                same = [name] if name in ended else arms_trained if name.startswith("train/") else []
+                rates = [rate for other in same if (rate := seconds_a_step(other)) is not None]
+                seconds = max(rates) * steps if rates else None
+            state, seconds = ("make", seconds) if made else ("unchanged", 0.0)
+            rows.append({"stage": name, "state": state, "steps": steps, "seconds": seconds})
         summary = read_json(data.prepared / "summary.json")
     summary.pop("understood", None)
     taken = [row["seconds"] for row in rows]
@@ -80,24 +91,3 @@ def _steps(data: RunData, stage: str) -> int | None:
         settings = config.sft
     steps = max(1, round(settings.epochs * Models(data).schedule(settings).steps_per_epoch))
     return steps if arm is None else steps * arm.resolved_objective(config.objective).num_iterations
-
-
-class _Times:
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
-        self.seconds = {row["stage"]: float(row["seconds"]) for row in events_of(run) if row["event"] == "end"}
-
-    def of(self, name: str, steps: int | None) -> float | None:
-        """Seconds of a stage; for an arm never trained, from the slowest trained one."""
-        if steps is None:
-            return self.seconds.get(name)
-        same = [name] if name in self.seconds else []
-        if not same and name.startswith("train/"):
-            same = [other for other in self.seconds if other.startswith("train/")]
-        rates = [rate for other in same if (rate := self._seconds_a_step(other)) is not None]
-        return max(rates) * steps if rates else None
-
-    def _seconds_a_step(self, name: str) -> float | None:
-        path = self.run.path(*name.split("/"), "final", "checkpoint.json")
-        steps = read_json(path)["step"] if path.is_file() else 0
-        return self.seconds[name] / steps if steps else None

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,7 +27,6 @@ from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import CONTROL, START
 from adagrpo.lists.query import ItemId
-from adagrpo.lists.recommender import Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline import stage_table
 from adagrpo.pipeline.catalog_update import update_catalog
@@ -470,21 +468,6 @@ class Run(RunDirectory):
             again = remake_command(self, "diagnose")
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
         return Diagnosis.of(content, decision_now(self), self.called)
-
-    @cached_property
-    def _noted(self) -> dict[str, Any]:
-        """Entries of run.yaml for `keep_settings`."""
-        return {}
-
-    @cached_property
-    def _ready(self) -> set[str]:
-        """Shared stages known to be up to date in this command."""
-        return set()
-
-    @cached_property
-    def _served(self) -> dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]]:
-        """Recommenders cached by `recommend`, and what they were made from."""
-        return {}
 
     @contextmanager
     def _doing(self, command: str | None = None) -> Iterator[None]:
