@@ -37,7 +37,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.outputs import is_stale
-from adagrpo.pipeline.plan_experiment import plan_experiment
+from adagrpo.pipeline.experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
 from adagrpo.pipeline.stages.rerank_arms import re_rankings

@@ -79,13 +79,13 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
         return
     if command == "tokenize":
-        outcome = library.outcomes.catalog_outcome(run)
+        outcome = library.results.catalog_outcome(run)
         table = library.report.catalog_table(outcome)
     elif command == "train":
-        fits = library.outcomes.trained_outcomes(run)
+        fits = library.results.trained_outcomes(run)
         outcome, table = {"fits": fits}, library.report.fits_table(fits)
     else:
-        outcome = library.outcomes.fit_outcome(run, command)
+        outcome = library.results.fit_outcome(run, command)
         table = library.report.fits_table({command: outcome})
     folder = run.path(command)
     if common.as_json:

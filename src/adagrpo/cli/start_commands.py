@@ -101,14 +101,14 @@ def decide(
         opened = library.pipeline.Run(out, config, Path(), common.console(out))
         if table is not None:
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
-            named = library.named_files.features_named(opened, config.reward)
+            named = library.checks.features_named(opened, config.reward)
             unread = library.question.unread_note(Path(table.path), {*read, *named})
             notes += [] if unread is None else [unread]
         notes += [] if question is None else library.question.question_lines(question, config.data.split)
         for note in notes:
             opened.console.note(note)
     if not replace_run:
-        library.named_files.check_logs(opened)
+        library.checks.check_logs(opened)
     with session(opened):
         decision = opened.decide(budget_ms, train=train, control=control)
     if common.as_json:
@@ -221,7 +221,7 @@ def run_recipe(
         typer.echo(text.rstrip())
         return
     if not replace:
-        library.named_files.check_logs(run)
+        library.checks.check_logs(run)
     with session(run):
         run.complete()
     together = library.processes.processes()

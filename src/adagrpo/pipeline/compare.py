@@ -26,6 +26,7 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.lists.names import START, parse_list
 from adagrpo.metrics import cutoff
+from adagrpo.pipeline.checks import files_named_by
 from adagrpo.pipeline.compare_arms import (
     base_of,
     checkpoints_of,
@@ -43,13 +44,12 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
-from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.stage_table import list_stages
-from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
+from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.hashes import with_hash
 from adagrpo.storage.locks import lock_folder

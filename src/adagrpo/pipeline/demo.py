@@ -21,7 +21,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.paired_outcomes import read_measured
+from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.rewards.model_files import require
 
 GOOD, WRONG = "trees", "shown items alone"

@@ -32,8 +32,7 @@ from adagrpo.pipeline.description import (
     hash_of_output,
     read_description,
 )
-from adagrpo.pipeline.events import append_event, cut_half_line, read_events
-from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.json_files import append_event, cut_half_line, read_events, read_json
 from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
 from adagrpo.storage.artifacts import manifest, verify_file
 from adagrpo.storage.hashes import cached_hash

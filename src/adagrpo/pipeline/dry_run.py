@@ -9,12 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from adagrpo.pipeline.checks import check_named
 from adagrpo.pipeline.directory import RunDirectory, events_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.stage import RUN, Declare
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 

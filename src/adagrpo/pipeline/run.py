@@ -30,9 +30,9 @@ from adagrpo.lists.query import ItemId
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline import stage_table
 from adagrpo.pipeline.catalog_update import update_catalog
-from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.checks import check, check_named, check_reward_files, check_test_cases
 from adagrpo.pipeline.choose_checkpoint import Checkpoint
-from adagrpo.pipeline.current_files import CurrentFiles
+from adagrpo.pipeline.current_files import CurrentFiles, shown_users
 from adagrpo.pipeline.decide import decision, leave_leaks_out, not_measured
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
@@ -53,7 +53,6 @@ from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.list_rules import RULES, check_rules, cost_of_rules, measure_under_rules, rules_set
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.named_files import check_named, check_reward_files, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, answering, decision_now, list_read
 from adagrpo.pipeline.outputs import (
     COLLECTED,
@@ -69,7 +68,6 @@ from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.shown_users import shown_users
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.control import control as read_control
 from adagrpo.pipeline.stages.diagnose import diagnosis

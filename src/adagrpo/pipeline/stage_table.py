@@ -28,10 +28,9 @@ from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.stages.fuse import fit_sources, fuse
 from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions
-from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import train_arm
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
-from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.ranker_report import pair_outcomes, report_ranker
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
 from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
