@@ -20,7 +20,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.exposure_report import examined, exposed
+from adagrpo.pipeline.stages.impressions import examined, exposed
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Histories
 

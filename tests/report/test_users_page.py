@@ -11,8 +11,7 @@ import pytest
 
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.current_files import CurrentFiles
-from adagrpo.pipeline.current_files import shown_users
+from adagrpo.pipeline.current_files import CurrentFiles, shown_users
 from adagrpo.report import write_users
 from adagrpo.report.users_page import MARK, ShownUser
 

@@ -5,7 +5,7 @@
     DIR/comparison.json   statistics without times and paths; comparison.md, comparison.html; results.jsonl
 
 `rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists made at serving time (`adagrpo.lists.names`).
-`mixture-matched` and `mixture-norm-matched` take λ from the trained gated arm (`adagrpo.pipeline.matching`).
+`mixture-matched` and `mixture-norm-matched` take λ from the trained gated arm (`adagrpo.pipeline.compare_arms`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from adagrpo.lists.names import START, parse_list
 from adagrpo.metrics import cutoff
 from adagrpo.pipeline.checks import files_named_by
 from adagrpo.pipeline.compare_arms import (
+    MATCHED,
     base_of,
+    check_matched,
     checkpoints_of,
     evaluation_folder,
     facts_of_arm,
     is_named_here,
+    matched_arm,
     names_in_run,
     result_rows,
 )
@@ -43,12 +46,10 @@ from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.stage_table import list_stages
-from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
+from adagrpo.pipeline.stages.prepare import exposure_parts, log_source, publish_first
 from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.hashes import with_hash

@@ -48,11 +48,11 @@ from adagrpo.pipeline.directory import RunDirectory, kept, made_from, remake_com
 from adagrpo.pipeline.experiment import plan_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.control import doubts_of_control
+from adagrpo.pipeline.stages.diagnose import suspects
 from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_power, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions

@@ -23,7 +23,7 @@ from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 

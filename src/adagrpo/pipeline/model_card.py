@@ -15,12 +15,12 @@ from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart, metric_names
 from adagrpo.objective import GATES
 from adagrpo.pipeline.choose_checkpoint import Chosen, evaluation_of, of_these_weights
+from adagrpo.pipeline.compare_arms import weight_used
 from adagrpo.pipeline.description import config_hash
-from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.directory import RunDirectory, find_content, hash_of, kept
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.named_lists import decision_now
+from adagrpo.pipeline.stages.diagnose import is_diagnosed
 from adagrpo.report.decision import list_advice
 from adagrpo.report.run_tables import own_interval
 from adagrpo.report.summary import measured_over

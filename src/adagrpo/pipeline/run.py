@@ -35,7 +35,6 @@ from adagrpo.pipeline.choose_checkpoint import Checkpoint
 from adagrpo.pipeline.current_files import CurrentFiles, shown_users
 from adagrpo.pipeline.decide import decision, leave_leaks_out, not_measured
 from adagrpo.pipeline.description import DESCRIPTION, is_described
-from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import (
     RunDirectory,
     by_label,
@@ -67,13 +66,12 @@ from adagrpo.pipeline.refresh import refresh, serve_before
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.control import control as read_control
-from adagrpo.pipeline.stages.diagnose import diagnosis
+from adagrpo.pipeline.stages.diagnose import check_diagnosis, diagnosis, is_diagnosed
 from adagrpo.pipeline.stages.evaluate import collect
-from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.stages.prepare import log_source, note_described
+from adagrpo.pipeline.stages.impressions import collect_exposures
+from adagrpo.pipeline.stages.prepare import log_source, note_described, publish_first
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report, write_users

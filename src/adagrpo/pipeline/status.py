@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.pipeline.description import DESCRIPTION
-from adagrpo.pipeline.diagnosed import why_refused
 from adagrpo.pipeline.directory import REFIT, REFRESH, command, events_of, find_content, remake_command, trained_arms
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.make import begun_for
@@ -18,6 +17,7 @@ from adagrpo.pipeline.refit import refit_of, why_not_refit
 from adagrpo.pipeline.refreshed import refreshes, served_refresh
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part
+from adagrpo.pipeline.stages.diagnose import why_refused
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import Table
 from adagrpo.storage.locks import at_work

@@ -30,7 +30,7 @@ from adagrpo.pipeline.directory import (
 )
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog

@@ -35,12 +35,14 @@ from adagrpo.data.prepared import (
 )
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_store import REMEDY, parts_of, read_parts, refused_rows
+from adagrpo.exposures.exposure_store import KIND, REMEDY, close_part, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.marks import check_kind, is_marked
+from adagrpo.trainer.processes import processes
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -448,3 +450,32 @@ def _temporal(options: SplitConfig, dataset: Dataset, offsets: NDArray[np.int64]
             f"data.split: no user with a history has an interaction from {within} to be validated on; {span}"
         )
     return split
+
+
+def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
+    """Return `data.exposures` of a recipe, up to the log's newest part.
+
+    Args:
+        directory: of the log; a service may be writing to it.
+        publish: first move rows in no part yet into one.
+    """
+    directory = Path(directory)
+    if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
+        raise UserError(f"{directory}: no exposure log; give the folder that `adagrpo serve` logs into")
+    if publish:
+        close_part(directory)
+    parts = parts_of(directory)
+    if not parts:
+        found = "nothing was logged there yet" if publish else "has no part yet; without --dry-run one is made"
+        raise UserError(f"{directory}: {found}")
+    return {"path": str(directory.resolve()), "through": int(parts[-1].name)}
+
+
+def publish_first(run: RunDirectory) -> None:
+    """Move rows in no part yet into one, before a recipe first reads the log."""
+    options = run.config.data.exposures
+    if options is None or options.through is not None or run.path("exposures").exists():
+        return
+    directory = run.data / options.path
+    if processes().is_main_process and is_marked(directory) and check_kind(directory, KIND, "data.exposures.path"):
+        close_part(directory)

@@ -40,7 +40,7 @@ from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
-from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES, loss_of
+from adagrpo.pipeline.stages.impressions import ACTIVITIES, EXPOSURES, loss_of
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker

@@ -1,4 +1,4 @@
-"""The stages `train/<arm>`: post-training from the starting policy."""
+"""The stages `sft`, the starting policy, trained here or elsewhere, and `train/<arm>`, post-training from it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weigh
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_fit, measured_once
+from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
@@ -159,3 +160,39 @@ def _press(
     task.arm = replace(task.arm, lambda_=found.lambda_)
     if now:
         log_event(run, f"train/{name}", found.sentence())
+
+
+def sft(run: RunDirectory) -> Declaration:
+    """Declare the starting policy: NLL from scratch, or a checkpoint (`policy.lm.trained`)."""
+    data, settings = RunData(run), run.config.sft
+    models = Models(data)
+
+    def build(work: Path) -> None:
+        policy = models.policy()
+        items = getattr(policy, "items", None)  # if the policy has item vectors
+        if isinstance(items, nn.Embedding) and run.begun is None:
+            start_from_vectors(run, items, data.training)
+        schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
+        lm = run.config.policy.lm
+        trained = lm is not None and lm.trained
+        task = Supervised(
+            policy,
+            data.catalog.codes,
+            schedule,
+            steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            validate=models.validator(policy, settings),
+        )
+        fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
+
+    return Declaration(
+        build,
+        reads=[
+            *(*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)),
+            *measured_fit(run, "sft"),
+        ],
+        files=CHECKPOINTS,
+        settings=("sft", *DECODING, "seed", "train.rl_split", *VECTORS),
+        but=NOT_FITTED,
+        version=4,
+        together=True,
+    )
