@@ -19,6 +19,7 @@ from adagrpo.pipeline import (
 )
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
+from adagrpo.pipeline.stages import fit_policy
 
 Contents = Callable[[Path], dict[str, bytes]]
 

@@ -5,7 +5,7 @@
     OUT/manifest.json           rows of each part
     OUT/summary.json            counts and versions; written last
 
-An interrupted command continues with missing or changed parts. With Ray Data actors, Ray repeats the tasks of dead ones,
+An interrupted command continues with missing or changed parts. Ray repeats the tasks of dead actors,
 so workers rename their output to a name derived from the task. Several machines need a shared file system. Without
 `RAY_ADDRESS`, Ray runs on this machine.
 """
