@@ -47,7 +47,8 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint
     trained = [name.name for name in run.config.train.arms if name.name in finished]
     why = "as named"
     if arm is None:
-        start = ["sft"] if not trained or checkpoint == "best" or _ends_at_its_best(run) else []
+        of_sft = (hash_of(run, model_of("sft", name)) for name in ("best", "final"))  # only the best are evaluated
+        start = ["sft"] if not trained or checkpoint == "best" or len({*of_sft}) == 1 else []
         arm, why = _best_on_validation(run, [*start, *trained], checkpoint)
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
@@ -99,12 +100,6 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
     why += [f"evaluated on fewer cases (evaluation.validation_users): {', '.join(few)}"] if few else []
     why += [f"not evaluated: {', '.join(others)}"] if others else []
     return best, "; ".join([*why, left_out] if outdated else why)
-
-
-def _ends_at_its_best(run: RunDirectory) -> bool:
-    """Whether the last sft weights are the best, which alone are evaluated."""
-    first, last = (hash_of(run, run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
-    return first == last
 
 
 def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:

@@ -128,14 +128,13 @@ def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> Arm
         weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])
     else:
         weight = stages["mixture"]["lambda"]
-        gated, uniform = (_mean_norm(run, arm) for arm in MATCHED[NORM])
+        means = []
+        for arm in MATCHED[NORM]:
+            rows = read_rows(run.checked("train", arm, "steps.jsonl"))
+            norms = [row.get(REWARD, 0.0) for row in rows if MEASURED in row]
+            means.append(sum(norms) / len(norms) if norms else 0.0)
+        gated, uniform = means
         if not uniform:
             raise UserError(f"{run.path('train', 'mixture', 'steps.jsonl')}: its reward term has no gradient to match")
         share = gated / uniform
     return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{share * weight:.4g}"})
-
-
-def _mean_norm(run: RunDirectory, arm: str) -> float:
-    rows = read_rows(run.checked("train", arm, "steps.jsonl"))
-    norms = [row.get(REWARD, 0.0) for row in rows if MEASURED in row]
-    return sum(norms) / len(norms) if norms else 0.0

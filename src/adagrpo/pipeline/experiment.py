@@ -64,7 +64,9 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
         result = analyse_interleaving(plan, *rows, now=moment, stops=stops, mismatch=mismatch)
         return result | freeze_times | {"notes": _refused(parts)}
     units = users_of(plan, *rows, catalogue)
-    stops = _stops(path, plan, rows[0])
+    stops = stops_seen(plan, rows[0])
+    for arm, time in read_switches(path, plan).stops.items():
+        stops[arm] = min(time, stops.get(arm, time))
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
     result = analyse(plan, units, now=moment, stopped=stopped, mismatch=mismatch)
     none = dict.fromkeys(("answers_of_other_plan", "answers_of_other_key", "answers_before_the_plan"), 0)
@@ -98,13 +100,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     earlier = users_before(plan, *read_parts(_parts(exposures)), read_catalogue(path, plan))
     read = {"days": earlier.days, "from": moment_of(earlier.begin), "to": moment_of(earlier.end)}
     return [row | {"read": read} for row in duration(baselines(plan, earlier))]
-
-
-def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    found = stops_seen(plan, exposures)
-    for arm, time in read_switches(path, plan).stops.items():
-        found[arm] = min(time, found.get(arm, time))
-    return found
 
 
 def _until_each_day(
@@ -172,8 +167,12 @@ def plan_experiment(
     Returns:
         None if the control is chosen, or a kept plan is damaged or compares other lists.
     """
-    path = run.directory / PLAN
-    said = _is_somebodys(path)
+    path, said = run.directory / PLAN, ""  # why a plan must be kept
+    if path.is_file():
+        text, _, digest = path.read_text(encoding="utf-8").rpartition(MARK)
+        said = "" if hash_json(text) == digest.strip() else "was changed by hand"
+    if frozen_path(path).is_file():
+        said = "is frozen"
     if chosen == control:
         if not said:
             path.unlink(missing_ok=True)
@@ -217,13 +216,3 @@ def plan_experiment(
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --experiment {called}"
         " --exposures exposures --user-key-file user.key",
     }
-
-
-def _is_somebodys(path: Path) -> str | None:
-    """Return why a plan must be kept (frozen or edited); None if it may be replaced."""
-    if frozen_path(path).is_file():
-        return "is frozen"
-    if not path.is_file():
-        return None
-    text, _, digest = path.read_text(encoding="utf-8").rpartition(MARK)
-    return None if hash_json(text) == digest.strip() else "was changed by hand"

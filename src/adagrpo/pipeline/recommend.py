@@ -111,7 +111,12 @@ def recommend_users(
             )
         for _ in read_histories(users, PART_USERS, user=named[0], history=named[1]):
             break  # read before anything is written, so that a refused file leaves no folder
-        finished = _as_written(run, out, finished)
+        for name, digest in [*finished.items()]:
+            if (out / name).is_file() and hash_file(out / name) != digest:
+                run.console.note(f"note: {out / name}: changed after it was finished; it is made again")
+            elif (out / name).is_file():
+                continue
+            del finished[name]
         _note_finished(out, fingerprint, finished)
         wanted = Wanted(
             kind=type(run),
@@ -166,14 +171,6 @@ def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
 def _note_finished(out: Path, fingerprint: str, finished: Mapping[str, str]) -> None:
     content = with_hash({"fingerprint": fingerprint, "parts": dict(sorted(finished.items()))})
     write_file(out / BEGUN, json.dumps(content) + "\n")
-
-
-def _as_written(run: RunDirectory, out: Path, finished: Mapping[str, str]) -> dict[str, str]:
-    there = {name: digest for name, digest in finished.items() if (out / name).is_file()}
-    damaged = {name for name, digest in there.items() if hash_file(out / name) != digest}
-    for name in sorted(damaged):
-        run.console.note(f"note: {out / name}: changed after it was finished; it is made again")
-    return {name: digest for name, digest in there.items() if name not in damaged}
 
 
 def _make(

@@ -73,7 +73,9 @@ def watch(
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
     exposures = exposures.filter(pl.col("source") != FAILED)  # no list was shown
-    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(CLICKS)), exposures)
+    items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
+    feedback = feedback.filter(pl.col("kind").is_in(CLICKS))  # of the list that it names
+    feedback = feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
     if against is not None and arm in (None, against):
         raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
@@ -176,12 +178,6 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
 def _known(value: Any) -> Any:
     """Return a value, with None for NaN and infinities."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
-    """Keep feedback on items of the list that it names."""
-    items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
-    return feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
 
 
 def _says_chances(run: RunDirectory) -> bool:

@@ -21,7 +21,7 @@ from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, mea
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
-from adagrpo.trainer.pressure import Calibrated, calibrate
+from adagrpo.trainer.pressure import calibrate
 from adagrpo.trainer.processes import processes
 
 
@@ -63,13 +63,22 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             steps *= objective.num_iterations  # same budget as arms that reuse each batch
             task = Supervised(policy, data.catalog.codes, schedule, steps=steps, validate=validate)
         else:
+            assert arm.term is not None and arm.admits is not None, "an arm without a reward is fitted by Supervised"
+            in_scores = objective
+            if weights is not None:  # from units of σ to those of the raw reward
+                known = read_reward_weights(weights)
+                for name in TERMS[arm.term].in_list_stds:
+                    given = objective.of_term(arm.term)[name]
+                    weight = given if isinstance(given, int | float) else known.distill
+                    in_scores = in_scores.with_option(arm.term, name, weight / known.spread)
+            lambda_ = arm.weight_of(run.config.objective) if pressure is None else 1.0  # pressure is measured at 1
             task = PostTraining(
                 policy,
                 data.catalog,
                 models.group_reward(),
                 schedule,
-                objective if weights is None else _spreads_divided_out(arm, objective, weights),
-                _trained_by(arm, run.config.objective),
+                in_scores,
+                Arm(OBJECTIVES[arm.objective].anchored, lambda_, arm.admits, arm.term),
                 steps=steps,
                 validate=validate,
                 term_norms_every=options.gradient_norms_every,
@@ -77,14 +86,23 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 shared_by=processes(),
             )
         if isinstance(task, PostTraining) and pressure is not None:
-            alike = hash_json(
-                [
-                    arm.settings(objective) | {"pressure": None},
-                    read_settings(run.config, settings_read, NOT_FITTED),
-                    hashes_of(run, reads),
-                ]
+            settings_now = read_settings(run.config, settings_read, NOT_FITTED)
+            alike = [arm.settings(objective) | {"pressure": None}, settings_now, hashes_of(run, reads)]
+            known_as = f"norms {hash_json(alike)}"  # arms of equal ones share the norms
+            found, now = calibrate(
+                policy,
+                task,
+                work,
+                pressure=pressure,
+                steps=objective.pressure_steps,
+                seed=run.config.seed,
+                shared_by=processes(),
+                other=run.cached.get(known_as),
             )
-            _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
+            run.cached[known_as] = found
+            task.arm = replace(task.arm, lambda_=found.lambda_)
+            if now:
+                log_event(run, f"train/{arm.name}", found.sentence())
         files = policy.checkpoint_files
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
@@ -107,17 +125,6 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     )
 
 
-def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Path) -> ObjectiveConfig:
-    """Convert weights in units of σ to factors of the raw reward."""
-    known = read_reward_weights(weights)
-    assert arm.term is not None, "a weight of a reward is an option of a term"
-    for name in TERMS[arm.term].in_list_stds:
-        given = objective.of_term(arm.term)[name]
-        weight = given if isinstance(given, int | float) else known.distill
-        objective = objective.with_option(arm.term, name, weight / known.spread)
-    return objective
-
-
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
     """Refuse GRPO beams wider than the candidates that they search."""
     catalog, group = data.catalog, objective.num_generations
@@ -132,34 +139,6 @@ def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> N
             f"arm {arm.name}: a beam of {group} (objective.num_generations) is longer than {what.format(there)}; "
             f"take at most {there}"
         )
-
-
-def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
-    assert arm.term is not None and arm.admits is not None, "an arm without a reward is fitted by Supervised"
-    weight = arm.weight_of(common) if arm.pressure_of(common) is None else 1.0  # pressure is measured at 1
-    return Arm(OBJECTIVES[arm.objective].anchored, weight, arm.admits, arm.term)
-
-
-def _press(
-    run: RunDirectory,
-    name: str,
-    policy: nn.Module,
-    task: PostTraining,
-    work: Path,
-    pressure: float,
-    steps: int,
-    alike: str,
-) -> None:
-    """Set λ by the reward term's initial pressure; arms of equal `alike` share the norms."""
-    seed, known = run.config.seed, f"norms {alike}"
-    other: Calibrated | None = run.cached.get(known)
-    found, now = calibrate(
-        policy, task, work, pressure=pressure, steps=steps, seed=seed, shared_by=processes(), other=other
-    )
-    run.cached[known] = found
-    task.arm = replace(task.arm, lambda_=found.lambda_)
-    if now:
-        log_event(run, f"train/{name}", found.sentence())
 
 
 def sft(run: RunDirectory) -> Declaration:

@@ -73,16 +73,16 @@ def fit_ranker(run: RunDirectory) -> Declaration:
 
 def fit_trees(run: RunDirectory) -> Declaration:
     """Declare LambdaRank, selected on held-out impressions."""
-    return lambdarank(run, _shown_validation, [HELD_OUT])
+
+    def validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
+        return exposed_groups(sampler, *exposed(data, "validation"), max_history=data.config.max_history)
+
+    return lambdarank(run, validation, [HELD_OUT])
 
 
 def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
     held_out = exposed(data, "validation")
     return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
-
-
-def _shown_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
-    return exposed_groups(sampler, *exposed(data, "validation"), max_history=data.config.max_history)
 
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
@@ -172,7 +172,14 @@ def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
     quality = shown_quality(scores, impressions.clicked, impressions.users)
     probability = expit(scores) if _fitted_to(bench) == "clicks" else None
     table = []
-    for by, names in _strata(bench, impressions).items():
+    assert bench.times_shown is not None, "made by `prepare`"
+    strata = {
+        "all": np.full(len(impressions.items), "all"),
+        "item popularity": popularity_bands(bench.training.counts(bench.num_items))[impressions.items],
+        "item exposure": band(bench.times_shown, EXPOSURES)[impressions.items],
+        "clicks of the user": band(bench.training.lengths, ACTIVITIES)[impressions.users],
+    }
+    for by, names in strata.items():
         for name in (name for name in ORDER if name in set(names.tolist())):
             kept = names == name
             row: dict[str, Any] = {"by": by, "stratum": name, "impressions": int(kept.sum())}
@@ -187,16 +194,6 @@ def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
     if probability is not None:
         content |= {"calibration": calibration_bins(probability, impressions.clicked)}
     return content
-
-
-def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]:
-    assert bench.times_shown is not None, "made by `prepare`"
-    return {
-        "all": np.full(len(impressions.items), "all"),
-        "item popularity": popularity_bands(bench.training.counts(bench.num_items))[impressions.items],
-        "item exposure": band(bench.times_shown, EXPOSURES)[impressions.items],
-        "clicks of the user": band(bench.training.lengths, ACTIVITIES)[impressions.users],
-    }
 
 
 @torch.no_grad()

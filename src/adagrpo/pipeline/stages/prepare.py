@@ -251,7 +251,11 @@ def prepare(run: RunDirectory) -> Declaration:
             return
         shown = random_logs(run, Refusals())  # refusals apply to the log's times and repeats
         if shown is not None:
-            dataset = _with_rows_of(dataset, shown)
+            read, rejected, left = shown.rows_read, len(shown.rejects), shown.rows_filtered
+            counts = {"rows_read": read, "rows_rejected": rejected, "rows_filtered": left}
+            summary = {name: dataset.summary.get(name, 0) + count for name, count in counts.items()}
+            rejects = pl.concat([dataset.rejects, shown.rejects])
+            dataset = dataclasses.replace(dataset, rejects=rejects, summary=dataset.summary | summary)
         write_prepared(dataset, _split(run, dataset), work)
         if (columns := source.read_columns()) is not None:
             write_item_columns(columns, dataset.items[ITEM_ID], work)
@@ -259,7 +263,14 @@ def prepare(run: RunDirectory) -> Declaration:
             table, counts = random_exposures(shown, work)
             table.write_parquet(work / RANDOM)
             write_json(work / "summary.json", read_json(work / "summary.json") | counts)
-            _note_random(run, counts)
+            if (unknown := counts["random_exposures_unknown"]) > 0:
+                run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
+            kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
+            if logged > kept:
+                run.console.note(
+                    f"note: {logged:,} of {kept + logged:,} clicks on items shown at random stand in the logs or"
+                    " impressions too and are left out; what is left may stand for few of them"
+                )
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
         note_ids(run, work, items)
         if (repeated := duplicates_note(dataset.summary["exact_duplicates"])) is not None:
@@ -284,24 +295,6 @@ def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
     if options is None:
         return None
     return ShownSource("data.random", random_files(run), options).read(run.config.data, refuse, ordered=False)
-
-
-def _with_rows_of(dataset: Dataset, shown: Logs) -> Dataset:
-    counts = {"rows_read": shown.rows_read, "rows_rejected": len(shown.rejects), "rows_filtered": shown.rows_filtered}
-    summary = dataset.summary | {name: dataset.summary.get(name, 0) + count for name, count in counts.items()}
-    rejects = pl.concat([dataset.rejects, shown.rejects])
-    return dataclasses.replace(dataset, rejects=rejects, summary=summary)
-
-
-def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
-    if (unknown := counts["random_exposures_unknown"]) > 0:
-        run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
-    kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
-    if logged > kept:
-        run.console.note(
-            f"note: {logged:,} of {kept + logged:,} clicks on items shown at random stand in the logs or impressions"
-            " too and are left out; what is left may stand for few of them"
-        )
 
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:

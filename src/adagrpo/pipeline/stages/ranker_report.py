@@ -113,7 +113,11 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
         codes = data.catalog.codes[torch.from_numpy(targets).to(data.device)]
         nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
     quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-    of_item, of_case = _item_strata(data), _case_strata(cases, nll)
+    of_item = {"item popularity": popularity_bands(data.training.counts(data.num_items))}  # (V,) names by division
+    if data.times_shown is not None:
+        of_item["item exposure"] = band(data.times_shown, EXPOSURES)
+    thirds = np.array(THIRDS)[np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")]  # (N,) names
+    of_case = {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": thirds}
     truth = _truth(data, reward, cases, of_item, of_case) if data.truth_knows_all else {}
     strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
     table = []
@@ -132,20 +136,6 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
     if loss != "cross_entropy":
         return content | {"calibration": NOT_A_PROBABILITY.get(loss, NOT_KNOWN_AS_ONE)}
     return content | {"calibration": calibration_bins(quality.confidence, quality.hit)}
-
-
-def _item_strata(data: RunData) -> Strata:
-    """(V,) stratum names by division."""
-    strata = {"item popularity": popularity_bands(data.training.counts(data.num_items))}
-    if data.times_shown is not None:
-        strata["item exposure"] = band(data.times_shown, EXPOSURES)
-    return strata
-
-
-def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
-    """(N,) stratum names by division; difficulty is the policy's NLL in thirds."""
-    thirds = np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")
-    return {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": np.array(THIRDS)[thirds]}
 
 
 def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata) -> dict[tuple[str, str], Any]:
