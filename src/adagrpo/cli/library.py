@@ -17,7 +17,6 @@ from adagrpo.pipeline import (
     current_files,
     demo,
     directory,
-    dry_run,
     estimate,
     export,
     refreshed,

@@ -172,7 +172,7 @@ def demo(
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
         for name, run in library.demo.demo_runs(out, config, common.console(out)).items():
-            plans[name] = library.dry_run.plan(run, rest if plans else (*library.stage.RUN, "diagnose"))
+            plans[name] = library.status.plan(run, rest if plans else (*library.stage.RUN, "diagnose"))
         texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
         typer.echo(json.dumps(plans) if common.as_json else "\n\n".join(texts))
         return
@@ -212,7 +212,7 @@ def run_recipe(
     run = library.pipeline.Run(out, config, data, common.console(out), recipe.parent)
     if dry_run:
         content, arms = library.config.dump_config(run.config), run.config.settings_of_arms()
-        planned = library.dry_run.plan(run)
+        planned = library.status.plan(run)
         if common.as_json:
             typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
             return

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adagrpo.config import Change, dump_config, read_settings
-from adagrpo.config.reward import CallableOptions, FactoryOptions, ModelFileOptions, RewardOptions, SequentialOptions
+from adagrpo.config.reward import CallableOptions, FactoryOptions, ModelFileOptions, RewardOptions
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import ALWAYS, RunDirectory, by_label, command, hash_of, kept, remake_command
 from adagrpo.pipeline.factories import Models
@@ -22,7 +22,7 @@ from adagrpo.pipeline.stage import MEASURES_REWARD, Part, names_key, sources_of
 from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.pipeline.staleness import finished_arms, parts_of, upstream
-from adagrpo.rewards import load_function, load_model, module_files
+from adagrpo.rewards import load_function, load_model
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import cached_hash
@@ -150,20 +150,6 @@ def features_named(run: RunDirectory, options: RewardOptions) -> set[str]:
     own = load_model(run.data / options.model).names if isinstance(options, ModelFileOptions) else ()
     names = {*own, *(name.removeprefix("item.") for name in own)}
     return names.union(*(features_named(run, part) for part in options.parts))
-
-
-def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
-    """Return a reward's external files: modules, models, checkpoints of other runs."""
-    match options:
-        case CallableOptions() | FactoryOptions():
-            own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
-        case ModelFileOptions():
-            own = [run.data / name for name in (options.model, options.users) if name is not None]
-        case SequentialOptions(checkpoint=str(folder)):
-            own = [run.data / folder / "model.safetensors"]
-        case _:
-            own = []
-    return own + [path for part in options.parts for path in files_named_by(part, run)]
 
 
 def check_test_cases(run: RunDirectory) -> None:

@@ -27,7 +27,6 @@ from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.exposures.exposure_store import parts_of
 from adagrpo.lists.names import START, parse_list
 from adagrpo.metrics import cutoff
-from adagrpo.pipeline.checks import files_named_by
 from adagrpo.pipeline.compare_arms import (
     MATCHED,
     base_of,
@@ -42,7 +41,7 @@ from adagrpo.pipeline.compare_arms import (
 )
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import RunDirectory, by_label, find_content, hashes_of, locked, refuse_without_order
-from adagrpo.pipeline.dry_run import plan
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines, read_json, write_json
 from adagrpo.pipeline.make import make
@@ -51,6 +50,7 @@ from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.stage_table import list_stages
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source, publish_first
 from adagrpo.pipeline.stages.ranker_report import read_measured
+from adagrpo.pipeline.status import plan
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.hashes import cached_hash, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
@@ -130,8 +130,8 @@ class Comparison:
     def _data_files(self) -> tuple[Run, list[Path]]:
         """One seed's run, and data files not made by it."""
         run = self.run_of(self.seeds[0])
-        paths = dict.fromkeys([*log_source(run).files, *files_named_by(run.config.reward, run)])
-        return run, [path for path in paths if not path.is_relative_to(run.directory)]
+        files = dict.fromkeys([*log_source(run).files, *Models(RunData(run)).files_of(run.config.reward)])
+        return run, [file for file in files if isinstance(file, Path) and not file.is_relative_to(run.directory)]
 
     def _fix_plan(self) -> None:
         if not (self.directory / PLAN).exists():
