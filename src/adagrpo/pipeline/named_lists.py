@@ -41,40 +41,26 @@ DECISION = "decision.json"  # has `chosen`
 
 @dataclass(frozen=True)
 class ListOptions:
-    """A requested list and its overrides of the recipe.
+    """A requested list and its overrides of the recipe."""
 
-    Attributes:
-        arm: a list, see `adagrpo.lists.names`; None: see `served_list`.
-        reward_weight: above 0, re-rank the policy's beam with it, in within-list standard deviations; at 0, a re-ranked
-            list takes the weight chosen on validation.
-        exclude_history: default of requests; None: as in the run's evaluation.
-        precision: of the policy; None: `evaluation.precision`.
-        catalog: see `adagrpo.pipeline.versions.open_version`.
-        as_measured: do not answer by the refit of the list, see `adagrpo.pipeline.refit`.
-    """
-
-    arm: str | None = None
+    arm: str | None = None  # a list, see `adagrpo.lists.names`; None: see `served_list`
     checkpoint: Checkpoint = "best"
+    # above 0, re-rank the policy's beam with it, in within-list standard deviations; at 0 by the validated weight
     reward_weight: float = 0.0
-    exclude_history: bool | None = None
-    precision: Precision | None = None
-    catalog: str = LATEST
-    as_measured: bool = False
+    exclude_history: bool | None = None  # default of requests; None: as in the run's evaluation
+    precision: Precision | None = None  # of the policy; None: `evaluation.precision`
+    catalog: str = LATEST  # see `adagrpo.pipeline.versions.open_version`
+    as_measured: bool = False  # do not answer by the refit of the list, see `adagrpo.pipeline.refit`
 
 
 class Answering(NamedTuple):
-    """What a request for a list is answered by.
+    """What a request for a list is answered by."""
 
-    Attributes:
-        run: the run, its refit or a refresh.
-        note: why the refit or refresh that should answer does not.
-    """
-
-    run: RunDirectory
+    run: RunDirectory  # the run, its refit or a refresh
     name: ListName
     chosen: Chosen
     version: CatalogVersion
-    note: str = ""
+    note: str = ""  # why the refit or refresh that should answer does not
 
     @property
     def refit(self) -> bool:
