@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -227,13 +227,14 @@ def decision(
     found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
     leaks = {name: reason for name, reason in found.items() if reason is not None}
     taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
-    trusted = {
-        name: values[name]
-        for name in names
-        if name != CONTROL  # what users get today is no answer to what is better
-        and not _asks_any(maker, parse_list(name), leaks)
-        and parse_list(name).policy not in taught
-    }
+    trusted: dict[str, Values] = {}
+    for name in names:
+        called = parse_list(name)
+        asks = (
+            bool(leaks) and maker.asks_reward(called) if reward_number(called.order) is None else called.order in leaks
+        )
+        if name != CONTROL and not asks and called.policy not in taught:  # what users get today is not what is better
+            trusted[name] = values[name]
     judged = random_order(data, maker.recommenders(names))
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
@@ -264,9 +265,12 @@ def decision(
                 "processor_milliseconds": round(times[name].processor, 2),
                 "needs": maker.needs(parse_list(name)),
             }
-            | ({} if judged is None else {"random": _on_random(judged, name)})
         )
+        if judged is not None:
+            mean, low, high = judged.against(name)[:3]
+            rows[-1]["random"] = {"auc": float(judged.auc[name].mean()), f"against {START}": [mean, low, high]}
     tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
+    of_reward = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
     return {
         "chosen": choice.chosen,
         "control": control,
@@ -275,7 +279,7 @@ def decision(
         "warning": _below(values, pairs),
         "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
         "against_control": None if choice.chosen == control else list(pairs[choice.chosen, control][:3]),
-        "reward_in_fusion": _worth_of_reward(pairs),
+        "reward_in_fusion": None if of_reward is None else list(of_reward[:3]),
         "doubts": [
             *leaking,
             *doubts_of_control(data),
@@ -293,11 +297,6 @@ def decision(
         "random_users": 0 if judged is None else len(judged.auc[START]),
         "contenders": rows,
     }
-
-
-def _on_random(judged: RandomOrder, name: str) -> dict[str, Any]:
-    against = judged.against(name)
-    return {"auc": float(judged.auc[name].mean()), f"against {START}": [against.mean, against.low, against.high]}
 
 
 def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
@@ -321,11 +320,6 @@ def _of_catalogue(run: RunDirectory) -> list[str]:
         f"version {latest.number} of the catalogue was made of what has been made again since and cannot be served:"
         f" repeat {remake_command(run, latest.stage)}"
     ]
-
-
-def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> bool:
-    alone = reward_number(called.order) is not None
-    return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
 def _ranks_file(run: RunDirectory, name: str) -> Path:
@@ -401,12 +395,6 @@ def _worth_of_training(
         f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(fused)} trained"
         + (f"; {chosen} is chosen all the same" if chosen in fused and gained.low <= 0 else "")
     )
-
-
-def _worth_of_reward(pairs: Mapping[tuple[str, str], Interval]) -> list[float] | None:
-    """[mean, low, high] of the reward's gain in the fused list, if measured."""
-    found = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
-    return None if found is None else [found.mean, found.low, found.high]
 
 
 def _doubts(

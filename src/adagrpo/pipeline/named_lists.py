@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -112,12 +111,20 @@ def served_list(
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    decided = _decided(run) if arm is None and checkpoint == "best" and reward_weight == 0 else None
+    by_decision = arm is None and checkpoint == "best" and reward_weight == 0
+    content = find_content(run, DECISION) if by_decision else None
+    if content is not None and (why := is_stale(run, DECIDED, parts_of(run, measuring=True))):
+        raise UserError(
+            f"{run.called}: {DECISION} is stale: {why}; run {command(run, 'decide', ())}, or name a list by --arm"
+        )
+    decided = None if content is None else str(content["chosen"])
     called = decided or arm
     name = None if called is None else parse_list(called)
     arms = [arm.name for arm in run.config.train.arms if arm.name in trained_arms(run)]
     if name is not None and name.policy not in (None, START, *arms):
-        there = _can_be_served(run, arms)
+        maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
+        every = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config, arms)]
+        there = [one for one in dict.fromkeys(every) if {*maker.stages(parse_list(one))} <= finished]
         near = nearest(str(called), there)
         hint = "" if near.startswith("known") else f"; {near}"
         raise UserError(f"--arm {called}: no list of {run.called}; there is {', '.join(there)}{hint}")
@@ -136,22 +143,6 @@ def served_list(
     if name.order not in ("policy", RERANK) and checkpoint != "best":
         raise UserError(f"--checkpoint {checkpoint}: the list {name} is of the best one")
     return name, chosen
-
-
-def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
-    maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
-    names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config, arms)]
-    return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
-
-
-def _decided(run: RunDirectory) -> str | None:
-    decided = find_content(run, DECISION)
-    if decided is None:
-        return None
-    if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
-        again = command(run, "decide", ())
-        raise UserError(f"{run.called}: {DECISION} is stale: {why}; run {again}, or name a list by --arm")
-    return str(decided["chosen"])
 
 
 def decision_now(run: RunDirectory) -> dict[str, Any] | None:
