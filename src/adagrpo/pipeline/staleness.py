@@ -168,7 +168,7 @@ def _part(
         with suppress(KeyError, ValueError):  # a key is no more
             now = kept._replace(
                 settings=read_settings(run.config, kept.keys, kept.but),
-                reads={read: hashed(run, read) for read in kept.reads},
+                reads={read: hashed(run, read) for read in sorted(kept.reads, key=lambda read: read.replace(":", "/"))},
                 files={label: hashed(run, run.data / label) for label in kept.files},
             )
     if now is None:
