@@ -74,7 +74,14 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     result["notes"] += _refused(parts)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))
-    result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops, shown) if shown else []
+    result["daily"] = []
+    for days in range(1, min(plan.days, int((moment.timestamp() - plan.begins) // DAY)) + 1) if shown else ():
+        part = plan.model_copy(update={"days": days})
+        units = users_of(part, *rows, catalogue)
+        stopped = {arm: Stopped(time, users_of(part, *rows, catalogue, time)) for arm, time in stops.items()}
+        last = (plan.start + timedelta(days=days - 1)).isoformat()
+        effects = effects_of(plan, units, stopped, shown) if units.answers else []
+        result["daily"] += [{"through": last, **row} for row in effects]
     return result | freeze_times
 
 
@@ -100,25 +107,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     earlier = users_before(plan, *read_parts(_parts(exposures)), read_catalogue(path, plan))
     read = {"days": earlier.days, "from": moment_of(earlier.begin), "to": moment_of(earlier.end)}
     return [row | {"read": read} for row in duration(baselines(plan, earlier))]
-
-
-def _until_each_day(
-    plan: Plan,
-    rows: _Tables,
-    catalogue: frozenset[str],
-    now: datetime,
-    stops: Mapping[str, float],
-    shown: Sequence[str],
-) -> list[dict[str, Any]]:
-    over = min(plan.days, int((now.timestamp() - plan.begins) // DAY))
-    daily = []
-    for days in range(1, over + 1):
-        part = plan.model_copy(update={"days": days})
-        units = users_of(part, *rows, catalogue)
-        stopped = {arm: Stopped(time, users_of(part, *rows, catalogue, time)) for arm, time in stops.items()}
-        last = (plan.start + timedelta(days=days - 1)).isoformat()
-        daily += [{"through": last, **row} for row in effects_of(plan, units, stopped, shown)] if units.answers else []
-    return daily
 
 
 def _parts(directory: Path) -> list[Path]:

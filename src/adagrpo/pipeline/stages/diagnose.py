@@ -30,7 +30,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.list_makers import reward_title, rewards_alone
 from adagrpo.pipeline.rewards import describe_reward
-from adagrpo.pipeline.stage import Declaration, Read
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
@@ -44,7 +44,8 @@ def diagnosis(run: RunDirectory) -> Declaration:
     models = Models(data)
     policy = run.path("sft", "best")
     reads = [*data.training_files, *data.catalog_files]
-    reads += dict.fromkeys([model_of("sft"), *models.reward_files, *leak_files(models)])
+    leaks_read = [RANKER] if run.config.reward.is_made_elsewhere else []  # what `suspect` reads besides the data
+    reads += dict.fromkeys([model_of("sft"), *models.reward_files, *leaks_read])
 
     def build(work: Path) -> None:
         if run.config.data.split.baskets:
@@ -161,11 +162,6 @@ def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
 
 
 MOST_CASES, DRAWN = 2000, 50
-
-
-def leak_files(models: Models) -> list[Read]:
-    """Return what `suspect` reads besides the data; empty if no reward is external."""
-    return [RANKER] if models.config.reward.is_made_elsewhere else []
 
 
 class LeakCheck:

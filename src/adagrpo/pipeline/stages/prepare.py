@@ -275,7 +275,14 @@ def prepare(run: RunDirectory) -> Declaration:
         note_ids(run, work, items)
         if (repeated := duplicates_note(dataset.summary["exact_duplicates"])) is not None:
             run.console.note(repeated)
-        note_unknown(run, dataset.summary)
+        found = dataset.summary
+        lost_items, lost_users = (found.get(f"impressions_of_unknown_{kind}", 0) for kind in ("items", "users"))
+        if lost_items or lost_users:
+            run.console.note(
+                f"note: {found['impressions_dropped']:,} impressions are left out: {lost_items:,} of items that are not"
+                f" in the catalogue, {lost_users:,} of users without an interaction. Ids are compared as they are"
+                " written"
+            )
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
@@ -356,16 +363,6 @@ def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
         for name, (column, ids) in known.items()
     }
     return dataclasses.replace(dataset, summary=dataset.summary | counts)
-
-
-def note_unknown(run: RunDirectory, summary: Mapping[str, Any]) -> None:
-    """Note impressions dropped for unknown items or users."""
-    items, users = (summary.get(f"impressions_of_unknown_{kind}", 0) for kind in ("items", "users"))
-    if items or users:
-        run.console.note(
-            f"note: {summary['impressions_dropped']:,} impressions are left out: {items:,} of items that are not in the"
-            f" catalogue, {users:,} of users without an interaction. Ids are compared as they are written"
-        )
 
 
 def note_lost(run: RunDirectory, table: Path) -> None:
