@@ -68,7 +68,7 @@ from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, 
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.control import control as read_control
-from adagrpo.pipeline.stages.diagnose import check_diagnosis, diagnosis, is_diagnosed
+from adagrpo.pipeline.stages.diagnose import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.impressions import collect_exposures
 from adagrpo.pipeline.stages.prepare import log_source, note_described, publish_first
@@ -197,8 +197,7 @@ class Run(RunDirectory):
         """Test whether re-ranking by the reward helps and its sign is right; write diagnose.html."""
         with self._doing("diagnose"):
             self._look_at_reward()
-            self._make("diagnose", but="diagnose")
-            make(self, "diagnose", diagnosis(self))
+            self._make("diagnose")
             content, decided = self.content("diagnose", "diagnose.json"), decision_now(self)
             write_diagnosis(self.directory, content, self.config.name, decided, self.called)
             self._renew_report()  # it shows the verdict
@@ -490,10 +489,10 @@ class Run(RunDirectory):
             if commands is None or (row is not None and row.command in commands):
                 self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
-    def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
-        """Make a command's stages, except `but`, in table order."""
+    def _make(self, command: str, arms: Sequence[str] | None = None) -> None:
+        """Make a command's stages, in table order."""
         for name, declare in stages_of(self, [command], arms).items():
-            if name == but or name in self._ready:
+            if name in self._ready:
                 continue
             wanted = declare(self)
             make(self, name, wanted)
