@@ -84,7 +84,6 @@ class RunDirectory(ABC):
         self.catalog = 0  # catalogue version to evaluate, see `adagrpo.pipeline.versions`
         self.described: Config | None = None  # content of run.yaml; None unless opened
         self.made: list[str] = []  # stages built, not skipped
-        self.cached: dict[str, Any] = {}  # results shared between arms, by hash of their inputs
         self.code = (code or Path()).resolve()
         self.console: Console = (console if processes().is_main_process else None) or Silent()
         self._locked, self._followed = False, True  # whether other processes follow, or wait for the first

@@ -17,7 +17,7 @@ from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_eve
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_fit, measured_once
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, SHARED, fit_model, measured_fit, measured_once
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
@@ -89,6 +89,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             settings_now = read_settings(run.config, settings_read, NOT_FITTED)
             alike = [arm.settings(objective) | {"pressure": None}, settings_now, hashes_of(run, reads)]
             known_as = f"norms {hash_json(alike)}"  # arms of equal ones share the norms
+            shared = SHARED.setdefault(run, {})
             found, now = calibrate(
                 policy,
                 task,
@@ -97,9 +98,9 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 steps=objective.pressure_steps,
                 seed=run.config.seed,
                 shared_by=processes(),
-                other=run.cached.get(known_as),
+                other=shared.get(known_as),
             )
-            run.cached[known_as] = found
+            shared[known_as] = found
             task.arm = replace(task.arm, lambda_=found.lambda_)
             if now:
                 log_event(run, f"train/{arm.name}", found.sentence())

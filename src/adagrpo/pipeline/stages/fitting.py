@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -30,6 +31,9 @@ from adagrpo.trainer.processes import processes
 GOING_ON, AT_RATE = 0.1, 0.3
 DECODING = ("policy", "evaluation", "max_history")  # settings that determine the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # exceptions that only affect measured lists
+
+# results that the arms of a run share, by hash of their inputs
+SHARED: WeakKeyDictionary[RunDirectory, dict[str, Any]] = WeakKeyDictionary()
 
 
 def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
@@ -131,8 +135,9 @@ def measured_once(
             weights.update(name.encode())
             weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         key = f"validation {hash_json([reads, inputs, fit.validation_users, weights.hexdigest()])}"
-        if key not in run.cached:
-            run.cached[key] = validate()
-        return dict(run.cached[key])
+        shared = SHARED.setdefault(run, {})
+        if key not in shared:
+            shared[key] = validate()
+        return dict(shared[key])
 
     return measure
