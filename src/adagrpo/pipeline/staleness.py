@@ -59,7 +59,7 @@ def parts_of(
     add({**evaluated[0], **evaluated[1], **more})
     found = finished_stages(run, "*", "*/*", "*/*/*")
     add({name: None for name in found if name not in parts and not name.startswith(WORK)})
-    for name, part in parts.items() if logs else ():
+    for name, part in [*parts.items()] if logs else ():
         row, folder = run.stages.row(name), folder_of(run, name)
         files = (read_manifest(folder) or {})["files"] if row and row.evaluation_only and part.there else ()
         gone = next((folder / file for file in files if not (folder / file).exists()), None)
@@ -71,9 +71,9 @@ def parts_of(
 
 def states_of(run: RunDirectory, stages: Mapping[str, Declare]) -> dict[str, Part]:
     """Return the state of some stages alone, given in execution order."""
-    parts: dict[str, Part] = {}
+    parts, read_manifest = dict[str, Part](), cache(manifest)
     for name, declare in stages.items():
-        part = _part(run, parts, name, declare, cache(manifest), logs=False, lenient=False)
+        part = _part(run, parts, name, declare, read_manifest, logs=False, lenient=False)
         parts.update({} if part is None else {name: part})
     return parts
 
