@@ -45,10 +45,10 @@ from adagrpo.lists.names import (
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline.directory import RunDirectory, kept, made_from, remake_command, weights_of
-from adagrpo.pipeline.experiment import plan_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
+from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.control import doubts_of_control

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-import shlex
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import add_switch, read_switches
 from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
-from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, read_catalogue, read_frozen, read_plan
+from adagrpo.experiments.plan import DAY, freeze, frozen_path, moment_of, read_catalogue, read_plan
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
-from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stages.prepare import latest_exposures
-from adagrpo.storage.hashes import hash_json
-from adagrpo.storage.writing import write_file
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
@@ -117,90 +110,3 @@ def _parts(directory: Path) -> list[Path]:
 def _refused(parts: Sequence[Path]) -> list[str]:
     refused = refused_rows(parts)
     return [f"{len(refused):,} rows of the log are none and count nowhere, such as {refused[0]}"] if refused else []
-
-
-PLAN = "decision.plan.yaml"
-MARK = "# as `adagrpo decide` wrote it: "  # precedes the sha256 of the text above
-TEXT = """\
-# `{chosen}` against `{control}`, by `adagrpo decide`. Change what you know better, then `adagrpo ab PLAN --freeze`.
-name: {name}
-arms:
-  control: {{serves: {controlled}}}
-  treatment: {{serves: {treated}}}
-control: control
-salt: {salt}
-start: {start}
-days: 14
-metrics:
-  # {expectation}
-  # mean and deviation of a user's clicks are not known from offline cases: give them here, or for
-  # `adagrpo ab PLAN --power` an exposure log with days before the start.
-  clicks: {{sum: click{expected}}}
-guardrails:
-  errors: {{sum: errors, per: requests, margin: 0.05}}
-  slow: {{sum: slow, per: answers, margin: 0.05}}
-  degraded: {{sum: degraded, per: answers, margin: 0.05}}
-"""
-
-
-def plan_experiment(
-    run: RunDirectory, chosen: str, control: str, hit_rates: Mapping[str, float], today: date | None = None
-) -> dict[str, str] | None:
-    """Write decision.plan.yaml and return how to serve it.
-
-    Args:
-        hit_rates: HR@10 on test cases, by list.
-        today: in UTC, the day before the experiment starts.
-
-    Returns:
-        None if the control is chosen, or a kept plan is damaged or compares other lists.
-    """
-    path, said = run.directory / PLAN, ""  # why a plan must be kept
-    if path.is_file():
-        text, _, digest = path.read_text(encoding="utf-8").rpartition(MARK)
-        said = "" if hash_json(text) == digest.strip() else "was changed by hand"
-    if frozen_path(path).is_file():
-        said = "is frozen"
-    if chosen == control:
-        if not said:
-            path.unlink(missing_ok=True)
-        return None
-    gain = hit_rates[chosen] / hit_rates[control] - 1 if hit_rates[control] else 0.0
-    expectation = "is the relative gain of HR@10 on test cases; clicks may gain less, or nothing"
-    start = (today or datetime.now(UTC).date()) + timedelta(days=1)
-    text = TEXT.format(
-        chosen=chosen,
-        control=control,
-        treated=json.dumps(chosen),
-        controlled=json.dumps(control),
-        name=json.dumps(f"{run.config.name[:60]}: {chosen}", ensure_ascii=False),
-        salt=json.dumps(secrets.token_hex(8)),  # quoted, since it may be all digits
-        start=start.isoformat(),
-        expectation=f"expected {expectation}."
-        if gain > 0
-        else "HR@10 does not gain on test cases, so no effect is expected.",
-        expected=f", expected: {gain:.4f}" if gain > 0 else "",
-    )
-    plan = Plan.model_validate(parse_yaml(text))
-    try:
-        kept = read_plan(path) if path.is_file() else None
-        if kept is not None:
-            read_frozen(path, kept)
-    except UserError as error:
-        run.console.note(f"note: {error}; mend it, or move it away and decide again")
-        return None
-    if said and kept is not None:
-        if kept.arms != plan.arms:
-            other = f"an experiment on {chosen} and {control} needs another plan; move this one away, and decide again"
-            run.console.note(f"note: {run.called / PLAN} {said}, is of other lists and stays as it is: {other}")
-            return None
-        if kept.metrics != plan.metrics:
-            run.console.note(f"note: {run.called / PLAN} {said}, and stays as it is, with what it expects")
-    elif kept is None or (kept.arms, kept.metrics) != (plan.arms, plan.metrics) or kept.start < start:
-        write_file(path, text + MARK + hash_json(text) + "\n")
-    called = shlex.quote(str(run.called / PLAN))
-    return {
-        "plan": str(run.called / PLAN),
-        "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --experiment {called}"
-        " --exposures exposures --user-key-file user.key",
-    }
