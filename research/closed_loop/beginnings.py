@@ -29,8 +29,7 @@ from adagrpo.exposures.user_hash import UserHash
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.directory import locked, place_of
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
+from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS, latest_exposures
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.storage.writing import write_file
 from research.closed_loop.plan import LoopPlan, WorldPlan

@@ -44,7 +44,7 @@ from adagrpo.pipeline.compare_arms import evaluation_folder
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.evaluate import read_lists
-from adagrpo.pipeline.stages.paired_outcomes import read_measured
+from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.rewards import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.storage.writing import write_file

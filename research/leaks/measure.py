@@ -33,7 +33,7 @@ from adagrpo.data.simulation.truth import Truth
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leak_check import LeakCheck
+from adagrpo.pipeline.stages.diagnose import LeakCheck
 from adagrpo.report import Table, read_rows, to_markdown
 from adagrpo.rewards import CallableReward, NoiseReward, Reward, WeightedReward
 from adagrpo.types import Histories

@@ -26,8 +26,8 @@ from adagrpo.config import ArmConfig, Config, ObjectiveConfig, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.compare_arms import weight_used
 from adagrpo.pipeline.directory import locked
-from adagrpo.pipeline.matching import weight_used
 from adagrpo.report import read_rows
 from research.command import run
 from research.field_arms.measure import Users, difference, outcome

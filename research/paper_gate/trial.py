@@ -29,7 +29,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.compare_arms import evaluation_folder
 from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.paired_outcomes import read_measured
+from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.report import read_rows
 from adagrpo.storage.hashes import hash_json, with_hash
 from adagrpo.storage.marks import claim

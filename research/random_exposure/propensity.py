@@ -34,7 +34,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.exposure_report import examined, exposed
+from adagrpo.pipeline.stages.impressions import examined, exposed
 from adagrpo.report import Table, read_rows, to_markdown
 from research.command import run
 from research.exposure_bias.measure import SETTINGS

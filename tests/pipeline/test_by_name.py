@@ -162,3 +162,12 @@ def test_a_stage_of_an_unknown_version_is_made_again(kitchen: Kitchen, tmp_path:
     make_all(opened(tmp_path))
     assert kitchen.built == ["first", "second", "first"]
     assert json.loads((tmp_path / "run/first/manifest.json").read_text())["made_from"]["files"].keys() == {"log.csv"}
+
+
+def test_a_changed_log_is_seen_beside_a_manifest_of_another_program(kitchen: Kitchen, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    make_all(opened(tmp_path))
+    assert states(opened(tmp_path))["first"] == ("done", "")
+    (tmp_path / "log.csv").write_text("another\n", encoding="utf-8")
+    why = "made from another log.csv than the file is now"
+    assert states(opened(tmp_path))["first"] == ("stale", why)

@@ -15,9 +15,8 @@ from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.compare import Comparison, FixedPlan
 from adagrpo.pipeline.compare_arms import arms_called
-from adagrpo.pipeline.compare_plan import FixedPlan
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim

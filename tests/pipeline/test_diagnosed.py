@@ -11,9 +11,9 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.diagnosed import check_diagnosis, diagnosed_models
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.diagnose import check_diagnosis, diagnosed_models
 from adagrpo.storage.artifacts import seal
 
 from ..consoles import Heard

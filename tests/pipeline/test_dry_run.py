@@ -13,9 +13,9 @@ from adagrpo.errors import UserError
 from adagrpo.lists.table import baselines
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import events_of
-from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.status import plan
 
 from ..consoles import Heard
 

@@ -15,9 +15,9 @@ from adagrpo.evaluation.predictions import predict, sample_cases
 from adagrpo.lists.query import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.export import model_card
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import summary_sentences

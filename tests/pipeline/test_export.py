@@ -37,10 +37,9 @@ from adagrpo.pipeline import (
 from adagrpo.pipeline.choose_checkpoint import Chosen
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import folder_of
-from adagrpo.pipeline.export import export
+from adagrpo.pipeline.export import _measured, _results, _training, export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.model_card import _measured, _results, _training
 from adagrpo.pipeline.named_lists import ListOptions
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens

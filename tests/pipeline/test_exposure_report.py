@@ -17,10 +17,10 @@ from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.exposure_report import examined, exposed
+from adagrpo.pipeline.stages.impressions import examined, exposed
+from adagrpo.pipeline.status import plan
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Histories
 

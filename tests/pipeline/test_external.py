@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from adagrpo import Run, pipeline
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.dry_run import plan
+from adagrpo.pipeline.status import plan
 from adagrpo.policies.prefix_function import SemanticIds
 
 TEXTS = {"preamble": "history: ", "separator": ", ", "suffix": "\n\n### Response:\n"}

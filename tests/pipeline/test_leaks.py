@@ -13,7 +13,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leak_check import suspect
+from adagrpo.pipeline.stages.diagnose import suspect
 from adagrpo.report import diagnosis_tables
 
 HONEST = """

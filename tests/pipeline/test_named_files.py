@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.dry_run import plan
+from adagrpo.pipeline.status import plan
 
 WRONG = {
     "trees": ({"reward": {"kind": "lightgbm", "model": "gone.txt"}}, r"gone\.txt: no such file"),

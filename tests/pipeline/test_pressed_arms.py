@@ -12,8 +12,8 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.compare_arms import matched_arm
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.matching import matched_arm
 from adagrpo.trainer import pressure as pressure_module
 from adagrpo.trainer.pressure import mean_pressure
 

@@ -25,7 +25,7 @@ from adagrpo.lists.exploration import Exploration
 from adagrpo.pipeline import ListOptions, Run, Silent
 from adagrpo.pipeline.directory import remake_command
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.served_log import latest_exposures, publish_first
+from adagrpo.pipeline.stages.prepare import latest_exposures, publish_first
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application
 from adagrpo.serving.model_manager import ModelManager, Serving

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from adagrpo.pipeline import Run, stage_table
-from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.stage import MadeFrom, Stage, StageTable
 from adagrpo.pipeline.stage_table import STAGES
-from adagrpo.pipeline.status import status
+from adagrpo.pipeline.status import plan, status
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing.md"
 

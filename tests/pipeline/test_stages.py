@@ -19,7 +19,7 @@ from adagrpo.pipeline import (
 )
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.stages import post_train
+from adagrpo.pipeline.stages import fit_policy
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -149,7 +149,7 @@ def test_weights_of_another_model_are_refused(copied: Path, data: Path, world: A
     ):
         run.stage(f"train/{run.config.train.arms[0].name}")
     with pytest.raises(UserError, match=r"sft/best: made with other data or model settings"):
-        make(run, "train/nll", post_train.train_arm(run, run.config.train.arms[0]))  # nothing checked before
+        make(run, "train/nll", fit_policy.train_arm(run, run.config.train.arms[0]))  # nothing checked before
 
 
 def test_impressions_need_a_clicked_column(copied: Path, data: Path, world: Any) -> None:

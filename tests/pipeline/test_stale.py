@@ -125,7 +125,7 @@ def test_a_command_that_fails_leaves_no_setting_behind(
 
     before = (copied / "run.yaml").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("adagrpo.pipeline.stages.sft.fit_model", fails)
+        patched.setattr("adagrpo.pipeline.stages.fit_policy.fit_model", fails)
         reply = adagrpo("sft", "--run", copied, "--set", "sft.learning_rate=0.5")
     assert reply.status == 1 and "no such model" in reply.err
     assert (copied / "run.yaml").read_bytes() == before

@@ -152,7 +152,7 @@ def test_a_stale_arm_that_the_run_has_no_more_is_left_out(
             content["made_from"]["reads"]["tokenize:codes.json"] = "0" * 64
         return content
 
-    monkeypatch.setattr("adagrpo.pipeline.watch.manifest", of_other_codes)
+    monkeypatch.setattr("adagrpo.pipeline.directory.manifest", of_other_codes)
     found = watch(log, Run.open(copied, ["train.arms=[nll]"]), rule=SignRule(baseline=2, window=1))
     assert set(found["invalid"]) == {"sft", "nll"}
     with pytest.raises(UserError, match=r"train/adagrpo is stale: made from another tokenize/codes\.json"):

@@ -11,8 +11,7 @@ import pytest
 
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.current_files import CurrentFiles
-from adagrpo.pipeline.shown_users import shown_users
+from adagrpo.pipeline.current_files import CurrentFiles, shown_users
 from adagrpo.report import write_users
 from adagrpo.report.users_page import MARK, ShownUser
 
@@ -34,7 +33,7 @@ def test_lists_stand_beside_each_other_and_the_hit_is_marked(tmp_path: Path) -> 
 
 
 def test_the_page_holds_what_was_measured(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adagrpo.pipeline.shown_users.HISTORY", 4)
+    monkeypatch.setattr("adagrpo.pipeline.current_files.HISTORY", 4)
     run = Run.open(copied)
     users = shown_users(CurrentFiles(run))
     cases, ids = load_cases(run.path("prepare"), "test"), load_item_ids(run.path("prepare")).to_list()

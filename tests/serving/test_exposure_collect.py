@@ -19,7 +19,7 @@ from adagrpo.exposures.exposure_collect import COLLECTED, Collected, collect_log
 from adagrpo.exposures.exposure_database import OPEN
 from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, decode, encode
 from adagrpo.exposures.exposure_store import KIND, LocalExposureLog, locate_row, parts_of, read_parts, refused_rows
-from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.options import Limits, Options
 from adagrpo.storage.locks import lock_folder

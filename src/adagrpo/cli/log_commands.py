@@ -203,7 +203,7 @@ def prepare(
     config = library.config.resolve_config(content, common.overrides(max_bad_rows), "prepare")
     run = library.pipeline.Run(out, config, data if joins else Path(), common.console(out))
     if not (replace or dry_run):
-        library.named_files.check_logs(run)
+        library.checks.check_logs(run)
     reset = library.pipeline.reset_settings(out, config)
     if reset:
         run.console.note(

@@ -34,7 +34,7 @@ def print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
 
 def print_plan(run: library.pipeline.Run, command: str, as_json: bool) -> None:
     """Print what a command would do."""
-    content = library.dry_run.plan(run, [command])
+    content = library.status.plan(run, [command])
     typer.echo(json.dumps(content) if as_json else plan_text(content))
 
 

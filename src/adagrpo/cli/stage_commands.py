@@ -71,20 +71,21 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
     run = common.open(directory)
     with session(run):
         getattr(run, command)(**options)
-    run.processes.part()
-    if not run.processes.is_main_process:
+    together = library.processes.processes()
+    together.part()
+    if not together.is_main_process:
         return
     if run.config.without_order:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
         return
     if command == "tokenize":
-        outcome = library.outcomes.catalog_outcome(run)
+        outcome = library.results.catalog_outcome(run)
         table = library.report.catalog_table(outcome)
     elif command == "train":
-        fits = library.outcomes.trained_outcomes(run)
+        fits = library.results.trained_outcomes(run)
         outcome, table = {"fits": fits}, library.report.fits_table(fits)
     else:
-        outcome = library.outcomes.fit_outcome(run, command)
+        outcome = library.results.fit_outcome(run, command)
         table = library.report.fits_table({command: outcome})
     folder = run.path(command)
     if common.as_json:

@@ -101,14 +101,14 @@ def decide(
         opened = library.pipeline.Run(out, config, Path(), common.console(out))
         if table is not None:
             read = {table.id_column, *table.text, *table.attributes, *table.groups}
-            named = library.named_files.features_named(opened, config.reward)
+            named = library.checks.features_named(opened, config.reward)
             unread = library.question.unread_note(Path(table.path), {*read, *named})
             notes += [] if unread is None else [unread]
         notes += [] if question is None else library.question.question_lines(question, config.data.split)
         for note in notes:
             opened.console.note(note)
     if not replace_run:
-        library.named_files.check_logs(opened)
+        library.checks.check_logs(opened)
     with session(opened):
         decision = opened.decide(budget_ms, train=train, control=control)
     if common.as_json:
@@ -172,7 +172,7 @@ def demo(
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
         for name, run in library.demo.demo_runs(out, config, common.console(out)).items():
-            plans[name] = library.dry_run.plan(run, rest if plans else (*library.stage.RUN, "diagnose"))
+            plans[name] = library.status.plan(run, rest if plans else (*library.stage.RUN, "diagnose"))
         texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
         typer.echo(json.dumps(plans) if common.as_json else "\n\n".join(texts))
         return
@@ -212,7 +212,7 @@ def run_recipe(
     run = library.pipeline.Run(out, config, data, common.console(out), recipe.parent)
     if dry_run:
         content, arms = library.config.dump_config(run.config), run.config.settings_of_arms()
-        planned = library.dry_run.plan(run)
+        planned = library.status.plan(run)
         if common.as_json:
             typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
             return
@@ -221,11 +221,12 @@ def run_recipe(
         typer.echo(text.rstrip())
         return
     if not replace:
-        library.named_files.check_logs(run)
+        library.checks.check_logs(run)
     with session(run):
         run.complete()
-    run.processes.part()
-    if run.processes.is_main_process:
+    together = library.processes.processes()
+    together.part()
+    if together.is_main_process:
         print_metrics(run.results | {"report": str(run.path("report.html"))}, common.as_json)
 
 

@@ -17,7 +17,7 @@ from adagrpo.objective import GATES
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
-MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
+MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.compare_arms`
 # stages that are no arm; names of sources (`adagrpo.lists.table`) are refused where a run is opened
 TAKEN = ("sft", "rerank", "fuse", "fuse-without-reward", *MATCHED, "baselines", "exposures", "reward", "counts")
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")

@@ -9,7 +9,7 @@ from adagrpo.pipeline.recommend import recommend_users
 from adagrpo.pipeline.results import Chart, Diagnosis, Recommended
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import Operation, serve
-from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.pipeline.versions import catalog_diff, catalog_versions, evaluate_with, open_version
 
 __all__ = [

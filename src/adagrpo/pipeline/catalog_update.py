@@ -142,7 +142,12 @@ def _changed(
     came, there = len(state.items), state.listed
     if items is not None:
         state = _with_items(run, state, items, rows)
-    _refuse_both(leaving, state, rows, there, items)
+    unknown = [name for name in leaving if name not in rows]
+    if unknown:
+        raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
+    comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
+    if both := [name for name in leaving if comes[rows[name]]]:
+        raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
     listed = state.listed.copy()
     listed[[rows[name] for name in leaving]] = False
     if not listed.any():
@@ -178,7 +183,12 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
         raise UserError(f"{path}: item {wrong[0]!r}: the ids of the catalogue are whole numbers")
     numbers = pl.Series(ITEM, np.arange(len(state.items), len(state.items) + len(new)), dtype=state.items.schema[ITEM])
     back = table.filter(~unknown).with_columns(pl.Series(ITEM, places[places >= 0], dtype=numbers.dtype))
-    grown = pl.concat([_regrouped(state.items, back), new.with_columns(numbers)], how="diagonal")
+    known = state.items
+    if GROUPS in known and GROUPS in back:
+        now = back.select(ITEM, pl.col(GROUPS).alias("now"))
+        joined = known.join(now, on=ITEM, how="left", maintain_order="left")
+        known = joined.with_columns(pl.coalesce("now", GROUPS).alias(GROUPS)).drop("now")
+    grown = pl.concat([known, new.with_columns(numbers)], how="diagonal")
     rows |= {str(name): len(state.items) + place for place, name in enumerate(new[ITEM_ID].to_list())}
     codes = np.concatenate([state.codes, np.full((len(new), state.codes.shape[1]), -1)])
     listed = np.concatenate([state.listed, np.ones(len(new), np.bool_)])
@@ -187,30 +197,6 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
     if columns.columns and (read := source._replace(items=path).read_columns()) is not None:
         columns = stack_columns(columns, read.filter(unknown))
     return _State(grown, codes, listed, state.neighbours, columns)
-
-
-def _regrouped(items: pl.DataFrame, back: pl.DataFrame) -> pl.DataFrame:
-    if GROUPS not in items or GROUPS not in back:
-        return items
-    now = back.select(ITEM, pl.col(GROUPS).alias("now"))
-    joined = items.join(now, on=ITEM, how="left", maintain_order="left")
-    return joined.with_columns(pl.coalesce("now", GROUPS).alias(GROUPS)).drop("now")
-
-
-def _refuse_both(
-    leaving: Sequence[str],
-    state: _State,
-    rows: dict[str, int],
-    there: NDArray[np.bool_],  # (V',) what was listed before, of the items that there were
-    items: Path | None,
-) -> None:
-    unknown = [name for name in leaving if name not in rows]
-    if unknown:
-        raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
-    comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
-    both = [name for name in leaving if comes[rows[name]]]
-    if both:
-        raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
 
 
 def _together(run: RunDirectory, parent: CatalogVersion, state: _State, files: Sequence[Path]) -> sparse.csr_array:

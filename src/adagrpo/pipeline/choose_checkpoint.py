@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, hash_of, model_of, trained_arms, weights_of
+from adagrpo.pipeline.directory import RunDirectory, hash_of, kept, model_of, trained_arms, weights_of
 from adagrpo.pipeline.json_files import read_json
-from adagrpo.pipeline.stage import MadeFrom
-from adagrpo.storage.artifacts import manifest
 
 SHOWN = 12  # digits of a sha256 in a version name
 Checkpoint = Literal["best", "final"]
@@ -49,7 +47,8 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint
     trained = [name.name for name in run.config.train.arms if name.name in finished]
     why = "as named"
     if arm is None:
-        start = ["sft"] if not trained or checkpoint == "best" or _ends_at_its_best(run) else []
+        of_sft = (hash_of(run, model_of("sft", name)) for name in ("best", "final"))  # only the best are evaluated
+        start = ["sft"] if not trained or checkpoint == "best" or len({*of_sft}) == 1 else []
         arm, why = _best_on_validation(run, [*start, *trained], checkpoint)
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
@@ -69,7 +68,7 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
         metrics = run.find(*evaluation_of(arm, checkpoint), "metrics.json")
         if metrics is None:
             continue
-        if not of_these_weights(run, metrics.parent, arm, checkpoint):
+        if not of_these_weights(run, "/".join(evaluation_of(arm, checkpoint)), arm, checkpoint):
             outdated.append(arm)
             continue
         content = read_json(metrics)
@@ -103,19 +102,13 @@ def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> 
     return best, "; ".join([*why, left_out] if outdated else why)
 
 
-def _ends_at_its_best(run: RunDirectory) -> bool:
-    """Whether the last sft weights are the best, which alone are evaluated."""
-    first, last = (hash_of(run, run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
-    return first == last
-
-
 def evaluation_of(arm: str, checkpoint: str) -> tuple[str, ...]:
     """Return the folder of a policy's evaluation within a run."""
     return ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
 
 
-def of_these_weights(run: RunDirectory, evaluation: Path, arm: str, checkpoint: str) -> bool:
+def of_these_weights(run: RunDirectory, stage: str, arm: str, checkpoint: str) -> bool:
     """Check that an evaluation used the current weights."""
-    made_from = MadeFrom.of(manifest(evaluation) or {}, run.stages)
+    made_from = kept(run, stage)
     weights = model_of(arm, "best" if arm == "sft" else checkpoint)
     return made_from is None or hash_of(run, weights) in made_from.hashes.values()

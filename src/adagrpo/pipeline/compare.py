@@ -5,53 +5,54 @@
     DIR/comparison.json   statistics without times and paths; comparison.md, comparison.html; results.jsonl
 
 `rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists made at serving time (`adagrpo.lists.names`).
-`mixture-matched` and `mixture-norm-matched` take λ from the trained gated arm (`adagrpo.pipeline.matching`).
+`mixture-matched` and `mixture-norm-matched` take λ from the trained gated arm (`adagrpo.pipeline.compare_arms`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
-from adagrpo.config.settings import read_settings
+from adagrpo.config.settings import changed_settings, read_settings
 from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
+from adagrpo.exposures.exposure_store import parts_of
 from adagrpo.lists.names import START, parse_list
 from adagrpo.metrics import cutoff
 from adagrpo.pipeline.compare_arms import (
+    MATCHED,
     base_of,
+    check_matched,
     checkpoints_of,
     evaluation_folder,
     facts_of_arm,
     is_named_here,
+    matched_arm,
     names_in_run,
     result_rows,
 )
-from adagrpo.pipeline.compare_plan import REWARD_READS, FixedPlan
 from adagrpo.pipeline.description import config_hash
-from adagrpo.pipeline.directory import find_content, hashes_of, locked, refuse_without_order
-from adagrpo.pipeline.dry_run import plan
+from adagrpo.pipeline.directory import RunDirectory, by_label, find_content, hashes_of, locked, refuse_without_order
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.json_files import json_lines, read_json, write_json
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
-from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.stage_table import list_stages
-from adagrpo.pipeline.stages.paired_outcomes import read_measured
-from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
+from adagrpo.pipeline.stages.prepare import exposure_parts, log_source, publish_first
+from adagrpo.pipeline.stages.ranker_report import read_measured
+from adagrpo.pipeline.status import plan
 from adagrpo.report import finding, write_comparison
-from adagrpo.storage.hashes import with_hash
+from adagrpo.storage.hashes import cached_hash, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
@@ -129,8 +130,8 @@ class Comparison:
     def _data_files(self) -> tuple[Run, list[Path]]:
         """One seed's run, and data files not made by it."""
         run = self.run_of(self.seeds[0])
-        paths = dict.fromkeys([*log_source(run).files, *files_named_by(run.config.reward, run)])
-        return run, [path for path in paths if not path.is_relative_to(run.directory)]
+        files = dict.fromkeys([*log_source(run).files, *Models(RunData(run)).files_of(run.config.reward)])
+        return run, [file for file in files if isinstance(file, Path) and not file.is_relative_to(run.directory)]
 
     def _fix_plan(self) -> None:
         if not (self.directory / PLAN).exists():
@@ -271,3 +272,97 @@ def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
         return Config.model_validate(dump_config(named))
     except ValidationError as error:
         raise UserError(f"--objectives: {explain(error, Config)}") from error
+
+
+REWARD_READS = ("reward", "ranker")
+
+
+class FixedPlan(NamedTuple):
+    """The content of plan.json, None where absent."""
+
+    options: CompareConfig | None = None
+    data: Mapping[str, str] | None = None  # hashes of the data and reward files, by label
+    through: int | None = None  # number of the last part of the exposure log to read
+    reward: Mapping[str, Any] | None = None  # settings of the reward
+
+    @classmethod
+    def read(cls, path: Path) -> FixedPlan:
+        """Read an earlier plan, if any."""
+        if not path.is_file():
+            return cls()
+        try:
+            content = without_hash(read_json(path))
+            data, through, reward = (content.pop(name, None) for name in ("data", "through", "reward"))
+            return cls(CompareConfig.model_validate(content), data, through, reward)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
+
+    def write(self, path: Path) -> None:
+        """Write the plan, once for all processes."""
+        assert self.options is not None
+        others = {"data": self.data, "through": self.through, "reward": self.reward}
+        content = self.options.model_dump(mode="json") | {k: value for k, value in others.items() if value is not None}
+        write_file(path, json_lines(with_hash(content)), keep=True)
+
+    def options_for(self, asked: CompareConfig, arms: Sequence[str], path: Path) -> CompareConfig:
+        """Return the current options with the planned family."""
+        before, family = self.options, asked.family
+        if family is None:
+            family = before.family if before else tuple(arm for arm in arms[1:] if arm != asked.baseline)
+        options = asked.model_copy(update={"family": family})
+        if before is not None and before != options:
+            fields = type(options).model_fields
+            field = next(name for name in fields if getattr(before, name) != getattr(options, name))
+            raise UserError(
+                f"{path}: fixed with compare.{field} {getattr(before, field)}, asked for {getattr(options, field)};"
+                " a plan is not changed after its runs, take another --out"
+            )
+        for name in family or ():
+            if name not in arms or name == asked.baseline:
+                raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(arms)} less the baseline")
+        for first, second in options.pairs:
+            for name in (first, second):
+                if name not in arms:
+                    raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(arms)}")
+            if first == second:
+                raise UserError(f"compare.pairs: '{first}' is compared with itself")
+        return options
+
+    def check_reward(self, config: Config, path: Path) -> None:
+        """Refuse a changed reward, which would retrain the arms."""
+        if self.reward is None:
+            return
+        changes = changed_settings(config, self.reward, read_settings(config, REWARD_READS))
+        if changes:
+            key, before, now = changes[0]
+            raise UserError(
+                f"{path}: fixed with {key} {before}, asked for {now}; the arms of another reward go into a new folder,"
+                " another --out"
+            )
+
+    def check_data(self, run: RunDirectory, files: Iterable[Path], path: Path) -> None:
+        """Refuse changed data; missing files are not compared."""
+        before = self.data or {}
+        labelled = {label: file for label, file in by_label(run, files).items() if isinstance(file, Path)}
+        changed = [
+            f"{file}: {'changed after' if label in before else 'was not among the files when'}"
+            for label, file in labelled.items()
+            if file.is_file() and cached_hash(file) != before.get(label)
+        ]
+        changed += [f"{label}: was among the files when" for label in before if label not in labelled]
+        if changed:
+            raise UserError(f"{changed[0]} {path} was fixed; take a new folder for the changed files, another --out")
+
+    def held_to_part(self, config: Config, data: Path, path: Path) -> Config:
+        """Limit an exposure log to the planned last part."""
+        options = config.data.exposures
+        if options is None or self.through is None:
+            return config
+        numbers = [int(part.name) for part in parts_of(data / options.path, options.through)]
+        if options.through is not None and numbers and numbers[-1] != self.through:
+            raise UserError(
+                f"data.exposures.through: asks for part {numbers[-1]}, {path} was fixed at part {self.through};"
+                " take a new folder for another part of the log, another --out"
+            )
+        held = {"exposures": options.model_copy(update={"through": self.through})}
+        return config.model_copy(update={"data": config.data.model_copy(update=held)})

@@ -1,4 +1,13 @@
-"""Arms of a comparison by name. `names` maps matched arms to their names within a run."""
+"""Arms of a comparison by name. `names` maps matched arms to their names within a run.
+
+Mixture arms can have a λ that is matched to the gated arm's:
+
+    mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
+    mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
+
+They differ because batch averaging reduces the noise of all samples more than that of an admitted few. Norms are
+measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.config import ArmConfig
+from adagrpo.config.training import MATCHED as NAMES
+from adagrpo.errors import UserError
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, ListName, parse_list
-from adagrpo.pipeline.directory import RunDirectory, hash_of
+from adagrpo.pipeline.directory import RunDirectory, find_content, hash_of
 from adagrpo.pipeline.json_files import read_json, read_rows
-from adagrpo.pipeline.matching import MATCHED
+from adagrpo.trainer.pressure import FILE
 
 
 def base_of(name: str) -> str | None:
@@ -80,3 +91,50 @@ def arms_called(folder: str, names: Mapping[str, str], arms: Sequence[str]) -> l
     """Return the comparison's names for a run's arm; mixtures may coincide."""
     own_names = [arm for arm, name in names.items() if name == folder]
     return [folder, *own_names] if folder in arms or not own_names else own_names
+
+
+MATCHED_BY_ADMISSION, NORM = NAMES
+MATCHED = {MATCHED_BY_ADMISSION: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each needs
+MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
+
+
+def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
+    """Return λ, given or from the pressure; None without a reward or a use for it."""
+    common = run.config.objective
+    if arm.term is None or arm.pressure_of(common) is None:
+        return None if arm.term is None else arm.weight_of(common)
+    pressed = find_content(run, "train", arm.name, FILE)
+    return None if pressed is None else float(pressed["lambda_"])
+
+
+def check_matched(arms: Sequence[str]) -> None:
+    """Refuse a matched arm without the arms it is derived from."""
+    for name, sources in MATCHED.items():
+        missing = [source for source in sources if source not in arms]
+        if name in arms and missing:
+            raise UserError(
+                f"--objectives: {name} takes its lambda from {' and '.join(sources)}; add {' and '.join(missing)}"
+            )
+
+
+def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
+    """Return the matched mixture, λ rounded to four digits.
+
+    Raises:
+        UserError: no norm was measured, or the mixture's is 0.
+    """
+    stages = metrics["stages"]
+    if name == MATCHED_BY_ADMISSION:
+        weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])
+    else:
+        weight = stages["mixture"]["lambda"]
+        means = []
+        for arm in MATCHED[NORM]:
+            rows = read_rows(run.checked("train", arm, "steps.jsonl"))
+            norms = [row.get(REWARD, 0.0) for row in rows if MEASURED in row]
+            means.append(sum(norms) / len(norms) if norms else 0.0)
+        gated, uniform = means
+        if not uniform:
+            raise UserError(f"{run.path('train', 'mixture', 'steps.jsonl')}: its reward term has no gradient to match")
+        share = gated / uniform
+    return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{share * weight:.4g}"})

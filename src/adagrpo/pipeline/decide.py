@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -48,16 +48,15 @@ from adagrpo.lists.names import (
 )
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
-from adagrpo.pipeline.directory import RunDirectory, remake_command, weights_of
+from adagrpo.pipeline.directory import RunDirectory, kept, made_from, remake_command, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.leak_check import suspects
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
-from adagrpo.pipeline.make import has_made
 from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import RandomOrder, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.control import doubts_of_control
+from adagrpo.pipeline.stages.diagnose import suspects
 from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_power, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
@@ -119,7 +118,11 @@ def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None
         items = RunData(run).num_items
         most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
         return most if items > source.most_items else None
-    if kind != "evaluate" or reward_number(parse_list(called).order) is None or has_made(run, name, stage):
+    if (
+        kind != "evaluate"
+        or reward_number(parse_list(called).order) is None
+        or made_from(run, stage).equals(kept(run, name))
+    ):
         return None
     data = RunData(run)
     cases, count = validation_cases(data), len(data.measured_cases("test"))
@@ -228,13 +231,14 @@ def decision(
     found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
     leaks = {name: reason for name, reason in found.items() if reason is not None}
     taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
-    trusted = {
-        name: values[name]
-        for name in names
-        if name != CONTROL  # what users get today is no answer to what is better
-        and not _asks_any(maker, parse_list(name), leaks)
-        and parse_list(name).policy not in taught
-    }
+    trusted: dict[str, Values] = {}
+    for name in names:
+        called = parse_list(name)
+        asks = (
+            bool(leaks) and maker.asks_reward(called) if reward_number(called.order) is None else called.order in leaks
+        )
+        if name != CONTROL and not asks and called.policy not in taught:  # what users get today is not what is better
+            trusted[name] = values[name]
     judged = random_order(data, maker.recommenders(names))
     later = None if judged is not None else random_order(data, maker.recommenders(names), SHOWN_LATER)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
@@ -266,10 +270,13 @@ def decision(
                 "processor_milliseconds": round(times[name].processor, 2),
                 "needs": maker.needs(parse_list(name)),
             }
-            | ({} if judged is None else {"random": _on_random(judged, name)})
-            | ({} if later is None else {"shown_later": _on_random(later, name)})
         )
+        for judge, of_users in (("random", judged), ("shown_later", later)):
+            if of_users is not None:
+                mean, low, high = of_users.against(name)[:3]
+                rows[-1][judge] = {"auc": float(of_users.auc[name].mean()), f"against {START}": [mean, low, high]}
     tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
+    of_reward = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
     return {
         "chosen": choice.chosen,
         "control": control,
@@ -278,7 +285,7 @@ def decision(
         "warning": _below(values, pairs),
         "training": _worth_of_training(trusted, pairs, arms, choice.chosen),
         "against_control": None if choice.chosen == control else list(pairs[choice.chosen, control][:3]),
-        "reward_in_fusion": _worth_of_reward(pairs),
+        "reward_in_fusion": None if of_reward is None else list(of_reward[:3]),
         "doubts": [
             *leaking,
             *doubts_of_control(data),
@@ -298,11 +305,6 @@ def decision(
         "shown_later_users": 0 if later is None else len(later.auc[START]),
         "contenders": rows,
     }
-
-
-def _on_random(judged: RandomOrder, name: str) -> dict[str, Any]:
-    against = judged.against(name)
-    return {"auc": float(judged.auc[name].mean()), f"against {START}": [against.mean, against.low, against.high]}
 
 
 def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
@@ -338,11 +340,6 @@ def _of_catalogue(run: RunDirectory) -> list[str]:
         f"version {latest.number} of the catalogue was made of what has been made again since and cannot be served:"
         f" repeat {remake_command(run, latest.stage)}"
     ]
-
-
-def _asks_any(maker: ListMaker, called: ListName, leaks: Collection[str]) -> bool:
-    alone = reward_number(called.order) is not None
-    return called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
 
 
 def _ranks_file(run: RunDirectory, name: str) -> Path:
@@ -418,12 +415,6 @@ def _worth_of_training(
         f" {gained.high:+.4f}] NDCG@{TOP} against {FUSE} on validation, the best of {len(fused)} trained"
         + (f"; {chosen} is chosen all the same" if chosen in fused and gained.low <= 0 else "")
     )
-
-
-def _worth_of_reward(pairs: Mapping[tuple[str, str], Interval]) -> list[float] | None:
-    """[mean, low, high] of the reward's gain in the fused list, if measured."""
-    found = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
-    return None if found is None else [found.mean, found.low, found.high]
 
 
 def _doubts(

@@ -21,7 +21,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.paired_outcomes import read_measured
+from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.rewards.model_files import require
 
 GOOD, WRONG = "trees", "shown items alone"
@@ -69,18 +69,15 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         for name, run in runs.items():
             run.complete()
             decisions[name] = run.decide(train=True)
-        fused = {name: _fused_weights(run) for name, run in runs.items()}
+        fused = {}  # weights of policy and reward in `fuse`, in units of σ
+        for name, run in runs.items():
+            weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
+            own = [part for part in weights if part.startswith(REWARD)] or ["ranker"]  # the ranker is always a part
+            fused[name] = {"policy": weights["policy"], "reward": sum(weights[part] for part in own)}
         content = {"rewards": verdicts, "decisions": decisions, "fused_weights": fused, "rows": _rows(runs)}
         write_output(runs[GOOD], OUTPUT, json_lines(content, allow_nan=False))
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)
-
-
-def _fused_weights(run: Run) -> dict[str, float]:
-    """Weights of policy and reward in `fuse`, in units of σ."""
-    weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
-    own = [name for name in weights if name.startswith(REWARD)] or ["ranker"]  # the run's ranker is always a part
-    return {"policy": weights["policy"], "reward": sum(weights[name] for name in own)}
 
 
 def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -32,8 +32,7 @@ from adagrpo.pipeline.description import (
     hash_of_output,
     read_description,
 )
-from adagrpo.pipeline.events import append_event, cut_half_line, read_events
-from adagrpo.pipeline.json_files import read_json
+from adagrpo.pipeline.json_files import append_event, cut_half_line, read_events, read_json
 from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
 from adagrpo.storage.artifacts import manifest, verify_file
 from adagrpo.storage.hashes import cached_hash
@@ -73,8 +72,8 @@ class RunDirectory(ABC):
         Raises:
             UserError: the directory holds something else, or an arm has a list's name.
         """
-        self.kind: Kind = "run" if measured is None else "refit" if begun is None else "refresh"
-        check_kind(directory, self.kind)
+        self._kind: Kind = "run" if measured is None else "refit" if begun is None else "refresh"
+        check_kind(directory, self._kind)
         for arm in config.train.arms:
             if parse_list(arm.name).policy is None:
                 raise UserError(f"train.arms: '{arm.name}' is the name of a list; take another")
@@ -85,14 +84,12 @@ class RunDirectory(ABC):
         self.catalog = 0  # catalogue version to evaluate, see `adagrpo.pipeline.versions`
         self.described: Config | None = None  # content of run.yaml; None unless opened
         self.made: list[str] = []  # stages built, not skipped
-        self.remembered: dict[str, Any] = {}  # results shared between arms, by hash of their inputs
-        self.noted: dict[str, Any] = {}  # entries of run.yaml for `keep_settings`
         self.code = (code or Path()).resolve()
-        self.console: Console = console or Silent()
-        self.holds_lock = False
-        self.processes, self.followed = processes(), True  # whether the others follow, or wait for the first
-        if not self.processes.is_main_process:
-            self.console = Silent()
+        self.console: Console = (console if processes().is_main_process else None) or Silent()
+        self._locked, self._followed = False, True  # whether other processes follow, or wait for the first
+        self._noted: dict[str, Any] = {}  # entries of run.yaml, kept when the command succeeds
+        self._ready: set[str] = set()  # shared stages known to be up to date in this command
+        self._served: dict[tuple[Any, ...], Any] = {}  # recommenders of `recommend`, and what they were made from
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 
@@ -144,12 +141,12 @@ class RunDirectory(ABC):
         content = read_description(described)
         try:
             (before, unread), data = described_config(content), Path(content["data_directory"])
-            code = Path(content["code_directory"]) if "code_directory" in content else None
         except (KeyError, TypeError) as error:
             raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
         as_described = resolve_config(copy.deepcopy(before), (), str(described / DESCRIPTION))
         # any error is now in the overrides
         config = resolve_config(before, overrides, "--set") if overrides else as_described
+        code = Path(content["code_directory"]) if "code_directory" in content else None
         run = cls(directory, config, data, StderrConsole() if progress else console, code, source)
         run.described, run.catalog = as_described, content.get("catalog", 0)
         run.called, run.overrides = called, tuple(map(in_section, overrides))
@@ -203,17 +200,17 @@ def find_content(run: RunDirectory, *parts: str) -> dict[str, Any] | None:
 @contextmanager
 def locked(run: RunDirectory) -> Iterator[None]:
     """Lock the directory against other processes; reentrant. UserError if it is locked or not writable."""
-    if run.holds_lock or not run.processes.is_main_process:
+    if run._locked or not processes().is_main_process:
         yield
         return
     facts = {} if run.source is None else {"source": str(run.source)}
-    with lock_folder(run.directory, run.kind, **facts):
-        run.holds_lock = True
+    with lock_folder(run.directory, run._kind, **facts):
+        run._locked = True
         try:
             cut_half_line(run.directory)
             yield
         finally:
-            run.holds_lock = False
+            run._locked = False
 
 
 def roots(run: RunDirectory) -> list[Path]:
@@ -300,17 +297,31 @@ def made_from(
     run: RunDirectory, declared: Declaration, hashed: Callable[[RunDirectory, Read], str] | None = None
 ) -> MadeFrom:
     """Return what a stage would be made from now; `hashed` replaces `hash_of`."""
-    settings, reads = read_settings(run.config, declared.settings, declared.but), by_label(run, declared.reads)
-    hashes = {label: (hashed or hash_of)(run, read) for label, read in reads.items()}
+    read = read_settings(run.config, declared.settings, declared.but)
+    settings, also = json.loads(json.dumps([read, declared.also]))
+    labelled = by_label(run, declared.reads).items()
+    found = [(label, one, (hashed or hash_of)(run, one)) for label, one in labelled]
     return MadeFrom(
         declared.version,
-        json.loads(json.dumps(settings)),
-        json.loads(json.dumps(declared.also)),
-        {read: hashes[label] for label, read in reads.items() if isinstance(read, str)},
-        {label: hashes[label] for label, read in reads.items() if not isinstance(read, str)},
+        settings,
+        also,
+        {one: digest for _, one, digest in found if isinstance(one, str)},
+        {label: digest for label, one, digest in found if not isinstance(one, str)},
         tuple(declared.settings),
         tuple(declared.but),
     )
+
+
+def kept(run: RunDirectory, stage: str) -> MadeFrom | None:
+    """Return what a finished stage was made from; None if it is missing, or of an unknown version."""
+    return MadeFrom.of(manifest(folder_of(run, stage)) or {}, run.stages)
+
+
+def stage_over(path: Path, read_manifest: Callable[[Path], Any] = manifest) -> tuple[Path, Mapping[str, Any]] | None:
+    """Return the folder and manifest of the stage of a run that a file is in; None for other files."""
+    root = next(filter(is_marked, path.parents), path.parent)
+    folders = takewhile(lambda folder: folder != root, path.parents)
+    return next(((folder, content) for folder in folders if (content := read_manifest(folder)) is not None), None)
 
 
 def hash_of(run: RunDirectory, read: Read) -> str:
@@ -320,27 +331,19 @@ def hash_of(run: RunDirectory, read: Read) -> str:
         UserError: the file is missing, or belongs to a run and was changed.
     """
     path = place_of(run, read)
-    root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
     if not path.is_file():
+        root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
         if root is None:
             raise UserError(f"{path}: no such file; check the recipe and --data")
         file = path.relative_to(root).as_posix()
-        named = read if isinstance(read, str) else run.stages.named(file)
-        stage, _, inner = (named or file).partition(":")
-        folder = folder_of(run, stage)
-        content = manifest(folder)
+        stage, _, inner = (read if isinstance(read, str) else run.stages.named(file) or file).partition(":")
+        content = manifest(folder_of(run, stage))
         if content is not None and inner in content["files"]:  # its command would not make the file again
-            verify_file(folder, inner, content)
+            verify_file(folder_of(run, stage), inner, content)
         raise UserError(f"{path}: missing; run {remake_command(run, stage)} first")
-    root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
-    if root is None:
-        return cached_hash(path)
-    if path.parent == root:
-        return hash_of_output(root, path.name)
-    for folder in takewhile(lambda folder: folder != root, path.parents):
-        if (content := manifest(folder)) is not None:
-            return verify_file(folder, path.relative_to(folder).as_posix(), content)
-    return cached_hash(path)
+    if (found := stage_over(path)) is not None:
+        return verify_file(found[0], path.relative_to(found[0]).as_posix(), found[1])
+    return hash_of_output(path.parent, path.name) if is_marked(path.parent) else cached_hash(path)
 
 
 def events_of(run: RunDirectory) -> list[dict[str, Any]]:
@@ -359,7 +362,7 @@ def refuse_without_order(config: Config, command: str) -> None:
 
 def log_event(run: RunDirectory, stage: str, event: str, seconds: float = 0.0) -> None:
     """Log an event of a stage, or a sentence about one that continues."""
-    if run.processes.is_main_process:
+    if processes().is_main_process:
         append_event(run.directory, stage, event, seconds)
         run.console.stage(stage, event, seconds)
 

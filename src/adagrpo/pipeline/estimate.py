@@ -25,7 +25,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_lists import ListOptions
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
 
 BATCH = 64  # lists

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from adagrpo.experiments.allocation import add_switch, read_switches
 from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import analyse_interleaving
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
-from adagrpo.experiments.plan import DAY, Plan, freeze, frozen_path, moment_of, read_catalogue, read_plan
+from adagrpo.experiments.plan import DAY, freeze, frozen_path, moment_of, read_catalogue, read_plan
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
-from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stages.prepare import latest_exposures
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
@@ -57,7 +57,9 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
         result = analyse_interleaving(plan, *rows, now=moment, stops=stops, mismatch=mismatch)
         return result | freeze_times | {"notes": _refused(parts)}
     units = users_of(plan, *rows, catalogue)
-    stops = _stops(path, plan, rows[0])
+    stops = stops_seen(plan, rows[0])
+    for arm, time in read_switches(path, plan).stops.items():
+        stops[arm] = min(time, stops.get(arm, time))
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
     result = analyse(plan, units, now=moment, stopped=stopped, mismatch=mismatch)
     none = dict.fromkeys(("answers_of_other_plan", "answers_of_other_key", "answers_before_the_plan"), 0)
@@ -65,7 +67,14 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     result["notes"] += _refused(parts)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))
-    result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops, shown) if shown else []
+    result["daily"] = []
+    for days in range(1, min(plan.days, int((moment.timestamp() - plan.begins) // DAY)) + 1) if shown else ():
+        part = plan.model_copy(update={"days": days})
+        units = users_of(part, *rows, catalogue)
+        stopped = {arm: Stopped(time, users_of(part, *rows, catalogue, time)) for arm, time in stops.items()}
+        last = (plan.start + timedelta(days=days - 1)).isoformat()
+        effects = effects_of(plan, units, stopped, shown) if units.answers else []
+        result["daily"] += [{"through": last, **row} for row in effects]
     return result | freeze_times
 
 
@@ -91,32 +100,6 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     earlier = users_before(plan, *read_parts(_parts(exposures)), read_catalogue(path, plan))
     read = {"days": earlier.days, "from": moment_of(earlier.begin), "to": moment_of(earlier.end)}
     return [row | {"read": read} for row in duration(baselines(plan, earlier))]
-
-
-def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
-    found = stops_seen(plan, exposures)
-    for arm, time in read_switches(path, plan).stops.items():
-        found[arm] = min(time, found.get(arm, time))
-    return found
-
-
-def _until_each_day(
-    plan: Plan,
-    rows: _Tables,
-    catalogue: frozenset[str],
-    now: datetime,
-    stops: Mapping[str, float],
-    shown: Sequence[str],
-) -> list[dict[str, Any]]:
-    over = min(plan.days, int((now.timestamp() - plan.begins) // DAY))
-    daily = []
-    for days in range(1, over + 1):
-        part = plan.model_copy(update={"days": days})
-        units = users_of(part, *rows, catalogue)
-        stopped = {arm: Stopped(time, users_of(part, *rows, catalogue, time)) for arm, time in stops.items()}
-        last = (plan.start + timedelta(days=days - 1)).isoformat()
-        daily += [{"through": last, **row} for row in effects_of(plan, units, stopped, shown)] if units.answers else []
-    return daily
 
 
 def _parts(directory: Path) -> list[Path]:

@@ -204,7 +204,11 @@ class Models:
                 own = [RANKER]
             case SequentialOptions():
                 folder = self._checkpoint(options)
-                _refuse_other_items(self.data, folder)
+                other = folder.parent.parent / "prepare"  # of `ranker/best` or `final`, if it is of a run
+                both = (other / "items.parquet").is_file() and run.path("prepare", "items.parquet").is_file()
+                if both and not load_item_ids(other).equals(load_item_ids(self.data.prepared)):
+                    what = "is of a run with other items; name one on the same data"
+                    raise UserError(f"reward.checkpoint: {folder} {what}")
                 own = [read_of(run, folder / "model.safetensors")]
             case CallableOptions() | FactoryOptions():
                 own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
@@ -367,13 +371,6 @@ def load_begun(data: RunData, stage: str, model: nn.Module) -> None:
         near = data.version.neighbours_before(before.data.num_items)
         with torch.no_grad():
             model.borrow(_sparse(near).to(data.device))
-
-
-def _refuse_other_items(data: RunData, checkpoint: Path) -> None:
-    """Refuse another run's `ranker/best` or `final` if its item numbers differ."""
-    other = checkpoint.parent.parent / "prepare"
-    if (other / "items.parquet").is_file() and not load_item_ids(other).equals(load_item_ids(data.prepared)):
-        raise UserError(f"reward.checkpoint: {checkpoint} is of a run with other items; name one on the same data")
 
 
 def _sparse(weights: sparse.csr_array) -> Tensor:

@@ -217,10 +217,9 @@ class ListMaker:
     def _own_weight(self, name: ListName) -> list[Read]:
         """Return the file of a trained arm's own re-ranking weight; none if the policy has changed since."""
         run, arm = self.models.run, name.policy or START
-        found = None if arm == START else run.find("evaluate", str(name), self.checkpoint, "metrics.json")
-        if found is None or not of_these_weights(run, found.parent, arm, self.checkpoint):
-            return []
-        return [f"evaluate/{name}/{self.checkpoint}:metrics.json"]
+        stage = f"evaluate/{name}/{self.checkpoint}"
+        found = None if arm == START else run.find(stage, "metrics.json")
+        return [f"{stage}:metrics.json"] if found and of_these_weights(run, stage, arm, self.checkpoint) else []
 
 
 def files_of_source(source: str) -> list[Read]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -41,40 +40,26 @@ DECISION = "decision.json"  # has `chosen`
 
 @dataclass(frozen=True)
 class ListOptions:
-    """A requested list and its overrides of the recipe.
+    """A requested list and its overrides of the recipe."""
 
-    Attributes:
-        arm: a list, see `adagrpo.lists.names`; None: see `served_list`.
-        reward_weight: above 0, re-rank the policy's beam with it, in within-list standard deviations; at 0, a re-ranked
-            list takes the weight chosen on validation.
-        exclude_history: default of requests; None: as in the run's evaluation.
-        precision: of the policy; None: `evaluation.precision`.
-        catalog: see `adagrpo.pipeline.versions.open_version`.
-        as_measured: do not answer by the refit of the list, see `adagrpo.pipeline.refit`.
-    """
-
-    arm: str | None = None
+    arm: str | None = None  # a list, see `adagrpo.lists.names`; None: see `served_list`
     checkpoint: Checkpoint = "best"
+    # above 0, re-rank the policy's beam with it, in within-list standard deviations; at 0 by the validated weight
     reward_weight: float = 0.0
-    exclude_history: bool | None = None
-    precision: Precision | None = None
-    catalog: str = LATEST
-    as_measured: bool = False
+    exclude_history: bool | None = None  # default of requests; None: as in the run's evaluation
+    precision: Precision | None = None  # of the policy; None: `evaluation.precision`
+    catalog: str = LATEST  # see `adagrpo.pipeline.versions.open_version`
+    as_measured: bool = False  # do not answer by the refit of the list, see `adagrpo.pipeline.refit`
 
 
 class Answering(NamedTuple):
-    """What a request for a list is answered by.
+    """What a request for a list is answered by."""
 
-    Attributes:
-        run: the run, its refit or a refresh.
-        note: why the refit or refresh that should answer does not.
-    """
-
-    run: RunDirectory
+    run: RunDirectory  # the run, its refit or a refresh
     name: ListName
     chosen: Chosen
     version: CatalogVersion
-    note: str = ""
+    note: str = ""  # why the refit or refresh that should answer does not
 
     @property
     def refit(self) -> bool:
@@ -126,12 +111,20 @@ def served_list(
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    decided = _decided(run) if arm is None and checkpoint == "best" and reward_weight == 0 else None
+    by_decision = arm is None and checkpoint == "best" and reward_weight == 0
+    content = find_content(run, DECISION) if by_decision else None
+    if content is not None and (why := is_stale(run, DECIDED, parts_of(run, measuring=True))):
+        raise UserError(
+            f"{run.called}: {DECISION} is stale: {why}; run {command(run, 'decide', ())}, or name a list by --arm"
+        )
+    decided = None if content is None else str(content["chosen"])
     called = decided or arm
     name = None if called is None else parse_list(called)
     arms = [arm.name for arm in run.config.train.arms if arm.name in trained_arms(run)]
     if name is not None and name.policy not in (None, START, *arms):
-        there = _can_be_served(run, arms)
+        maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
+        every = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config, arms)]
+        there = [one for one in dict.fromkeys(every) if {*maker.stages(parse_list(one))} <= finished]
         near = nearest(str(called), there)
         hint = "" if near.startswith("known") else f"; {near}"
         raise UserError(f"--arm {called}: no list of {run.called}; there is {', '.join(there)}{hint}")
@@ -150,22 +143,6 @@ def served_list(
     if name.order not in ("policy", RERANK) and checkpoint != "best":
         raise UserError(f"--checkpoint {checkpoint}: the list {name} is of the best one")
     return name, chosen
-
-
-def _can_be_served(run: RunDirectory, arms: Sequence[str]) -> list[str]:
-    maker, finished = ListMaker(Models(RunData(run))), {*finished_stages(run, "*", "*/*", "*/*/*")}
-    names = [START, *arms, *(f"{arm}+{RERANK}" for arm in arms), *contenders(run.config, arms)]
-    return [name for name in dict.fromkeys(names) if {*maker.stages(parse_list(name))} <= finished]
-
-
-def _decided(run: RunDirectory) -> str | None:
-    decided = find_content(run, DECISION)
-    if decided is None:
-        return None
-    if why := is_stale(run, DECIDED, parts_of(run, measuring=True)):
-        again = command(run, "decide", ())
-        raise UserError(f"{run.called}: {DECISION} is stale: {why}; run {again}, or name a list by --arm")
-    return str(decided["chosen"])
 
 
 def decision_now(run: RunDirectory) -> dict[str, Any] | None:

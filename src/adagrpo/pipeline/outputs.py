@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from adagrpo.errors import UserError
@@ -17,30 +18,34 @@ from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.writing import write_file
+from adagrpo.trainer.processes import processes
 
 COLLECTED, DECIDED = "collected", "decided"
 
 
-def keep_settings(run: RunDirectory, data_files: Mapping[str, str] | None = None) -> None:
+def keep_settings(
+    run: RunDirectory, data_files: Mapping[str, str] | None = None, also: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Write a command's settings into run.yaml, and with `data_files` the hashes of logs that were read anew."""
-    if not run.processes.is_main_process:
+    if not processes().is_main_process:
         return
     kept: dict[str, Any] = {}
     with suppress(UserError) if data_files is not None else nullcontext():  # a damaged file is made anew
         kept = read_description(run.path(DESCRIPTION).parent)
     content = describe(run.config, kept["data"] if data_files is None else data_files, data=run.data, code=run.code)
-    changed = [key for key, value in (content | run.noted).items() if kept.get(key) != value]
+    also = {**also, **({"catalog": run.catalog} if run.catalog else {})}
+    changed = [key for key, value in (content | also).items() if kept.get(key) != value]
     if data_files is None and {*changed} <= {"threads", "versions"}:
         return
     same_reward = kept and kept["config"].get("reward") == content["config"]["reward"]
     names = ("outputs", COLLECTED, DECIDED, "catalog", *(("reward",) if same_reward else ()))
     with locked(run):
-        write_description(run.directory, content | {name: kept[name] for name in names if name in kept} | run.noted)
+        write_description(run.directory, content | {name: kept[name] for name in names if name in kept} | also)
 
 
 def record(run: RunDirectory, key: str, value: Any) -> None:
     """Add an entry to run.yaml."""
-    if not run.processes.is_main_process:
+    if not processes().is_main_process:
         return
     with locked(run):
         content = read_description(run.path(DESCRIPTION).parent)

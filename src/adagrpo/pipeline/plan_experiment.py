@@ -10,7 +10,6 @@ import secrets
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.errors import UserError
@@ -55,8 +54,12 @@ def plan_experiment(
     Returns:
         None if the control is chosen, or a kept plan is damaged or compares other lists.
     """
-    path = run.directory / PLAN
-    said = _is_somebodys(path)
+    path, said = run.directory / PLAN, ""  # why a plan must be kept
+    if path.is_file():
+        text, _, digest = path.read_text(encoding="utf-8").rpartition(MARK)
+        said = "" if hash_json(text) == digest.strip() else "was changed by hand"
+    if frozen_path(path).is_file():
+        said = "is frozen"
     if chosen == control:
         if not said:
             path.unlink(missing_ok=True)
@@ -100,13 +103,3 @@ def plan_experiment(
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --experiment {called}"
         " --exposures exposures --user-key-file user.key",
     }
-
-
-def _is_somebodys(path: Path) -> str | None:
-    """Return why a plan must be kept (frozen or edited); None if it may be replaced."""
-    if frozen_path(path).is_file():
-        return "is frozen"
-    if not path.is_file():
-        return None
-    text, _, digest = path.read_text(encoding="utf-8").rpartition(MARK)
-    return None if hash_json(text) == digest.strip() else "was changed by hand"

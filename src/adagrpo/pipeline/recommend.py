@@ -5,30 +5,34 @@
     OUT/manifest.json           rows of each part
     OUT/summary.json            counts and versions; written last
 
-An interrupted command continues with missing or changed parts.
+An interrupted command continues with missing or changed parts. Ray repeats the tasks of dead actors,
+so workers rename their output to a name derived from the task. Several machines need a shared file system. Without
+`RAY_ADDRESS`, Ray runs on this machine.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import HISTORY, about_how_many, read_histories
 from adagrpo.data.logs.formats import columns_of, require
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, install
 from adagrpo.lists.eligibility import Filter
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import RunDirectory, hash_of, refuse_without_order
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.named_lists import ListOptions, answering, list_read
-from adagrpo.pipeline.on_ray import each_on_ray
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
@@ -107,7 +111,12 @@ def recommend_users(
             )
         for _ in read_histories(users, PART_USERS, user=named[0], history=named[1]):
             break  # read before anything is written, so that a refused file leaves no folder
-        finished = _as_written(run, out, finished)
+        for name, digest in [*finished.items()]:
+            if (out / name).is_file() and hash_file(out / name) != digest:
+                run.console.note(f"note: {out / name}: changed after it was finished; it is made again")
+            elif (out / name).is_file():
+                continue
+            del finished[name]
         _note_finished(out, fingerprint, finished)
         wanted = Wanted(
             kind=type(run),
@@ -164,14 +173,6 @@ def _note_finished(out: Path, fingerprint: str, finished: Mapping[str, str]) -> 
     write_file(out / BEGUN, json.dumps(content) + "\n")
 
 
-def _as_written(run: RunDirectory, out: Path, finished: Mapping[str, str]) -> dict[str, str]:
-    there = {name: digest for name, digest in finished.items() if (out / name).is_file()}
-    damaged = {name for name, digest in there.items() if hash_file(out / name) != digest}
-    for name in sorted(damaged):
-        run.console.note(f"note: {out / name}: changed after it was finished; it is made again")
-    return {name: digest for name, digest in there.items() if name not in damaged}
-
-
 def _make(
     run: RunDirectory,
     wanted: Wanted,
@@ -204,3 +205,93 @@ def _publish(wanted: Wanted, parts: int, finished: Mapping[str, str]) -> dict[st
         del counts["popular_lists"]
     seal(wanted.out, kind="list of recommendations", fingerprint=wanted.fingerprint, files=rows)
     return counts
+
+
+TASK, ANSWER, REFUSED = "task", "answer", "refused"
+
+
+def each_on_ray(
+    tasks: Callable[[], Iterator[Any]], worker: Callable[[], Callable[[Any], Any]], actors: int
+) -> Iterator[Any]:
+    """Yield task results in order of completion.
+
+    Args:
+        tasks: called in a Ray task; yields JSON-able tasks.
+        worker: called once per actor; returns the function that runs a task.
+    """
+    if find_spec("ray") is None:
+        raise UserError(f"--ray needs the extra ray: {install('ray')}")
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    with _running(actors):
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # one task per block, since a block goes to one actor
+        done = ray.data.read_datasource(_stream(tasks), override_num_blocks=1).map_batches(
+            _Actor,
+            fn_constructor_args=(worker,),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+        )
+        for row in done.iter_rows():
+            if row[REFUSED]:
+                raise UserError(row[REFUSED])
+            yield json.loads(row[ANSWER])
+
+
+def _stream(tasks: Callable[[], Iterator[Any]]) -> Any:
+    import pyarrow as pa
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    def blocks() -> Iterator[Any]:
+        for task in tasks():
+            yield pa.table({TASK: [json.dumps(task)]})
+
+    class Stream(Datasource):  # type: ignore[misc]
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        ) -> list[ReadTask]:
+            unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(blocks, unknown)]
+
+    return Stream()
+
+
+class _Actor:
+    """Runs tasks; returns a `UserError` as a result, since Ray wraps exceptions."""
+
+    def __init__(self, worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self.worker = worker
+        self.function: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self.function = self.function or self.worker()
+            done = [self.function(json.loads(task)) for task in batch[TASK]]
+        except UserError as error:
+            return {ANSWER: ["null"], REFUSED: [str(error)]}
+        return {ANSWER: [json.dumps(one) for one in done], REFUSED: [""] * len(done)}
+
+
+@contextmanager
+def _running(actors: int) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        # "local": a new instance, even if another Ray runs here, which would refuse a number of CPUs
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address="local", num_cpus=actors + 1, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()

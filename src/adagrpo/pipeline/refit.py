@@ -13,9 +13,9 @@ from adagrpo.errors import UserError
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, parse_list
 from adagrpo.lists.table import SOURCES, fused
 from adagrpo.pipeline.directory import REFIT, RunDirectory
-from adagrpo.pipeline.events import read_events
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.json_files import read_events
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import RUN, Declare, sources_of

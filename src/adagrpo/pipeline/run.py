@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,16 +27,14 @@ from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import CONTROL, START
 from adagrpo.lists.query import ItemId
-from adagrpo.lists.recommender import Recommender
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline import stage_table
 from adagrpo.pipeline.catalog_update import update_catalog
-from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.checks import check, check_named, check_reward_files, check_test_cases
 from adagrpo.pipeline.choose_checkpoint import Checkpoint
-from adagrpo.pipeline.current_files import CurrentFiles
+from adagrpo.pipeline.current_files import CurrentFiles, shown_users
 from adagrpo.pipeline.decide import decision, leave_leaks_out, not_measured
 from adagrpo.pipeline.description import DESCRIPTION, is_described
-from adagrpo.pipeline.diagnosed import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import (
     RunDirectory,
     by_label,
@@ -55,7 +52,6 @@ from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.list_rules import RULES, check_rules, cost_of_rules, measure_under_rules, rules_set
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.named_files import check_named, check_reward_files, check_test_cases
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, answering, decision_now, list_read
 from adagrpo.pipeline.outputs import (
     COLLECTED,
@@ -70,17 +66,16 @@ from adagrpo.pipeline.refresh import refresh, serve_before
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.served_log import publish_first
-from adagrpo.pipeline.shown_users import shown_users
 from adagrpo.pipeline.stage import RUN, StageTable, sources_of
 from adagrpo.pipeline.stages.control import control as read_control
-from adagrpo.pipeline.stages.diagnose import diagnosis
+from adagrpo.pipeline.stages.diagnose import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.stages.evaluate import collect
-from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.stages.prepare import log_source, note_described
+from adagrpo.pipeline.stages.impressions import collect_exposures
+from adagrpo.pipeline.stages.prepare import log_source, note_described, publish_first
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report, write_users
+from adagrpo.trainer.processes import processes
 
 DAY = 86_400.0  # seconds
 
@@ -137,7 +132,7 @@ class Run(RunDirectory):
 
         Processes other than the main one return an empty table.
         """
-        if self.processes.is_main_process:
+        if processes().is_main_process:
             self._note_made_again(None)
         with self._doing():
             publish_first(self)
@@ -147,12 +142,12 @@ class Run(RunDirectory):
             for command in ("tokenize", "sft", "ranker"):
                 self._make(command)
             self._train(anyway=True)
-            self.followed = False
-            if not self.processes.is_main_process:
+            self._followed = False
+            if not processes().is_main_process:
                 return metrics_table({})
             self._evaluate([arm.name for arm in self.config.train.arms])
             self._write_report()
-            keep_settings(self)
+            keep_settings(self, also=self._noted)
         return self.metrics
 
     def prepare(self) -> dict[str, Any]:
@@ -177,7 +172,7 @@ class Run(RunDirectory):
         """Train the reward model; with impressions without order, also write its report."""
         with self._doing("ranker"):
             self._make("ranker")
-            if self.config.without_order and self.processes.is_main_process:
+            if self.config.without_order and processes().is_main_process:
                 self._collect([])
                 self._write_report()
         return self
@@ -202,8 +197,7 @@ class Run(RunDirectory):
         """Test whether re-ranking by the reward helps and its sign is right; write diagnose.html."""
         with self._doing("diagnose"):
             self._look_at_reward()
-            self._make("diagnose", but="diagnose")
-            make(self, "diagnose", diagnosis(self))
+            self._make("diagnose")
             content, decided = self.content("diagnose", "diagnose.json"), decision_now(self)
             write_diagnosis(self.directory, content, self.config.name, decided, self.called)
             self._renew_report()  # it shows the verdict
@@ -286,7 +280,7 @@ class Run(RunDirectory):
                 diagnosed = self.content("diagnose", "diagnose.json")
                 write_diagnosis(self.directory, diagnosed, self.config.name, content, self.called)
             if self.config.decide.refit:
-                keep_settings(self)  # if the refit is killed, the measured list is served
+                keep_settings(self, also=self._noted)  # if the refit is killed, the measured list is served
                 content = content | {"refit": make_refit(self, content["chosen"])}
         return content
 
@@ -470,16 +464,6 @@ class Run(RunDirectory):
             raise UserError(f"{self.called}: the diagnosis is of another policy or reward; run {again}")
         return Diagnosis.of(content, decision_now(self), self.called)
 
-    @cached_property
-    def _ready(self) -> set[str]:
-        """Shared stages known to be up to date in this command."""
-        return set()
-
-    @cached_property
-    def _served(self) -> dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]]:
-        """Recommenders cached by `recommend`, and what they were made from."""
-        return {}
-
     @contextmanager
     def _doing(self, command: str | None = None) -> Iterator[None]:
         """Lock the directory and carry out a command; run.yaml takes its settings only on success."""
@@ -489,11 +473,11 @@ class Run(RunDirectory):
         self._ready.clear()
         try:
             with locked(self):
-                if command not in (None, "prepare") and self.processes.is_main_process:
+                if command not in (None, "prepare") and processes().is_main_process:
                     check(self, command)
                 yield
                 if command is not None and is_described(self.path(DESCRIPTION).parent):
-                    keep_settings(self)
+                    keep_settings(self, also=self._noted)
         finally:
             if isinstance(self.console, StderrConsole):
                 self.console.close()
@@ -505,10 +489,10 @@ class Run(RunDirectory):
             if commands is None or (row is not None and row.command in commands):
                 self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
-    def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
-        """Make a command's stages, except `but`, in table order."""
+    def _make(self, command: str, arms: Sequence[str] | None = None) -> None:
+        """Make a command's stages, in table order."""
         for name, declare in stages_of(self, [command], arms).items():
-            if name == but or name in self._ready:
+            if name in self._ready:
                 continue
             wanted = declare(self)
             make(self, name, wanted)
@@ -537,7 +521,7 @@ class Run(RunDirectory):
         elif "reward" not in self._ready:
             make(self, "reward", first_look(self))
             self._ready.add("reward")
-        self.noted["reward"] = describe_reward(models)
+        self._noted["reward"] = describe_reward(models)
 
     def _evaluate(self, arms: list[str] | None = None) -> None:
         """Evaluate some arms; None: all that are up to date."""

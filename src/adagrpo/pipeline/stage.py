@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from adagrpo.config import Change, Config
 from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.writing import MANIFEST
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # commands of `adagrpo run`
 MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
@@ -31,29 +32,21 @@ State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a stage reads and how it is built; declaring opens no files.
+    """What a stage reads and how it is built; declaring opens no files."""
 
-    Attributes:
-        build: writes the files into a folder, which may hold an interrupted attempt.
-        reads: files of other stages, `stage:file`, which must be unchanged, and paths of files outside the run.
-        files: names of the files written, at any depth.
-        settings: recipe keys and sections that affect the result.
-        but: keys below them that do not.
-        also: JSON-able further inputs, such as the arm.
-        version: increased when the same inputs give another result.
-        together: fits a model in all processes; only the main one writes.
-        changed: returns what changed outside files and settings since a folder was built, or "".
-    """
+    build: Callable[[Path], None]  # writes the files into a folder, which may hold an interrupted attempt
+    reads: Sequence[Read]  # files of other stages, which must be unchanged, and files outside the run
+    files: Sequence[str]  # names of the files written, at any depth
+    settings: Sequence[str] = ()  # recipe keys and sections that affect the result
+    but: Sequence[str] = ()  # keys below them that do not
+    also: Any = None  # JSON-able further inputs, such as the arm
+    version: int = 1  # increased when the same inputs give another result
+    together: bool = False  # fits a model in all processes; only the main one writes
+    changed: Callable[[Path], str] = lambda there: ""  # what changed otherwise since a folder was built, in words
 
-    build: Callable[[Path], None]
-    reads: Sequence[Read]
-    files: Sequence[str]
-    settings: Sequence[str] = ()
-    but: Sequence[str] = ()
-    also: Any = None
-    version: int = 1
-    together: bool = False
-    changed: Callable[[Path], str] = lambda there: ""
+    def writes(self, name: str) -> bool:
+        """Return whether a file may be one of those written, by its path in the folder."""
+        return Path(name).name in (*self.files, MANIFEST)
 
 
 Declare = Callable[[Any], Declaration]  # of a `RunDirectory`
@@ -117,39 +110,22 @@ def sources_of(reads: Iterable[Read]) -> list[str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table of stages: one stage, or stages that differ only in arm, fold or checkpoint.
+    """A row of the table of stages: one stage, or stages that differ only in arm, fold or checkpoint."""
 
-    Attributes:
-        name: folder of the stage; `*` matches any name, `a|b` either.
-        command: `adagrpo <command>` makes it.
-        settings: recipe keys that its `Declaration` may read, and `--set` accepts.
-        declare: its declaration; None if that depends on more than the recipe.
-        when: whether a recipe needs it.
-        members: instead of `declare` and `when`: stages of a row with several, by name.
-        without_order: instead of `declare` for logs without order; None: they do not need it.
-        unused: why a recipe does not need it; `{0}` is the match of `*`.
-        selects: chooses a checkpoint or weight on validation cases.
-        evaluation_only: prefixes of files that no fit reads, which may be stored elsewhere.
-        on_request: not made by `adagrpo run`.
-        shared: made by whichever of `diagnose`, `train`, `evaluate` and `decide` comes first.
-        page_only: shown in report.html, absent from metrics.json.
-        refit: made of training interactions, so that a refit makes it again.
-    """
-
-    name: str
-    command: str
-    settings: tuple[str, ...] = ()
-    declare: Declare | None = None
-    when: Callable[[Config], bool] = lambda config: True
-    members: Members | None = None
-    without_order: Declare | None = None
-    unused: str = ""
-    selects: bool = False
-    evaluation_only: tuple[str, ...] = ()
-    on_request: bool = False
-    shared: bool = False
-    page_only: bool = False
-    refit: bool = False
+    name: str  # its folder; `*` matches any name, `a|b` either
+    command: str  # `adagrpo <command>` makes it
+    settings: tuple[str, ...] = ()  # recipe keys that its `Declaration` may read, and `--set` accepts
+    declare: Declare | None = None  # None if that depends on more than the recipe
+    when: Callable[[Config], bool] = lambda config: True  # whether a recipe needs it
+    members: Members | None = None  # instead of `declare` and `when`: stages of a row with several, by name
+    without_order: Declare | None = None  # instead of `declare` for logs without order; None: they do not need it
+    unused: str = ""  # why a recipe does not need it; `{0}` is the match of `*`
+    selects: bool = False  # chooses a checkpoint or weight on validation cases
+    evaluation_only: tuple[str, ...] = ()  # prefixes of files that no fit reads, which may be stored elsewhere
+    on_request: bool = False  # not made by `adagrpo run`
+    shared: bool = False  # made by whichever of `MEASURES_REWARD` comes first
+    page_only: bool = False  # shown in report.html, absent from metrics.json
+    refit: bool = False  # made of training interactions, so that a refit makes it again
 
     def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
         """Return the declarations of the stages that a recipe needs, by name."""

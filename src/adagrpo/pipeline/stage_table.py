@@ -22,18 +22,15 @@ from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_start
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
-from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
+from adagrpo.pipeline.stages.fit_policy import sft, train_arm
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.stages.fuse import fit_sources, fuse
-from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions
-from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
-from adagrpo.pipeline.stages.post_train import train_arm
+from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions, report_exposures
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
-from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.ranker_report import pair_outcomes, report_ranker
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
-from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
 
 

@@ -6,7 +6,7 @@ the reason. Missing files outside the run make no stage stale; changed logs only
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -16,17 +16,17 @@ from typing import Any
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.config.objective import in_sections
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, label_of, made_from, place_of
-from adagrpo.pipeline.make import StageFolder
+from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, place_of, stage_over
+from adagrpo.pipeline.make import begun_for
 from adagrpo.pipeline.stage import RUN, Declare, MadeFrom, Part, Read, State, names_key, sources_of
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK
-from adagrpo.storage.marks import is_marked
 
 GONE = "gone"  # instead of a hash
 UNKNOWN = "unknown"
 ANOTHER_VERSION = "made by another version of this program"
+ReadManifest = Callable[..., dict[str, Any] | None]
 
 
 def parts_of(
@@ -44,28 +44,38 @@ def parts_of(
             checkpoint the other run chose.
         more: declarations of stages that the recipe does not need.
     """
-    states = _States(run, logs=logs, lenient=measuring and run.source is not None)
-    for name, declare in run.stages.declared(run.config, RUN[:-1]).items():
-        states.add(name, declare)
-    arms = [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in states.parts]
-    usable = [arm for arm in arms if states.parts[f"train/{arm}"].usable]  # `report/paired` has only these
+    lenient, read_manifest = measuring and run.source is not None, cache(manifest)  # one is read for each of its files
+    parts: dict[str, Part] = {}
+
+    def add(stages: Mapping[str, Declare | None]) -> None:
+        for name, declare in stages.items():
+            part = _part(run, parts, name, declare, read_manifest, logs=logs, lenient=lenient)
+            parts.update({} if part is None else {name: part})
+
+    add(run.stages.declared(run.config, RUN[:-1]))
+    arms = [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in parts]
+    usable = [arm for arm in arms if parts[f"train/{arm}"].usable]  # `report/paired` has only these
     evaluated = [run.stages.declared(run.config, ["evaluate"], names) for names in (None, usable)]
-    for name, declare in {**evaluated[0], **evaluated[1], **more}.items():
-        states.add(name, declare)
-    for name in finished_stages(run, "*", "*/*", "*/*/*"):
-        if name not in states.parts and not name.startswith(WORK):
-            states.add(name)
-    if logs:
-        states.check_evaluation_files()
-    return states.parts
+    add({**evaluated[0], **evaluated[1], **more})
+    found = finished_stages(run, "*", "*/*", "*/*/*")
+    add({name: None for name in found if name not in parts and not name.startswith(WORK)})
+    for name, part in [*parts.items()] if logs else ():
+        row, folder = run.stages.row(name), folder_of(run, name)
+        files = (read_manifest(folder) or {})["files"] if row and row.evaluation_only and part.there else ()
+        gone = next((folder / file for file in files if not (folder / file).exists()), None)
+        if gone is not None:
+            why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
+            parts[name] = replace(part, state="damaged", why=why)
+    return parts
 
 
 def states_of(run: RunDirectory, stages: Mapping[str, Declare]) -> dict[str, Part]:
     """Return the state of some stages alone, given in execution order."""
-    states = _States(run, logs=False, lenient=False)
+    parts, read_manifest = dict[str, Part](), cache(manifest)
     for name, declare in stages.items():
-        states.add(name, declare)
-    return states.parts
+        part = _part(run, parts, name, declare, read_manifest, logs=False, lenient=False)
+        parts.update({} if part is None else {name: part})
+    return parts
 
 
 def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
@@ -122,157 +132,126 @@ def finished_arms(run: RunDirectory) -> list[str]:
     return [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in usable]
 
 
-class _States:
-    def __init__(self, run: RunDirectory, *, logs: bool, lenient: bool) -> None:
-        self.run, self.parts = run, dict[str, Part]()
-        self._logs, self._lenient = logs, lenient
-        self._read_manifest = cache(manifest)  # read for every file of a folder
+def _part(
+    run: RunDirectory,
+    parts: Mapping[str, Part],  # of the stages before it
+    name: str,
+    declare: Declare | None,
+    read_manifest: ReadManifest,
+    *,
+    logs: bool,
+    lenient: bool,
+) -> Part | None:
+    row, (content, damage) = run.stages.row(name), _finished(run, name, read_manifest, sizes=logs)
 
-    def add(self, name: str, declare: Declare | None = None) -> None:
-        """Add a stage's part, after those of the stages that it reads."""
-        run, row = self.run, self.run.stages.row(name)
-        content, damage = self._manifest(name)
-        kept, now = MadeFrom.of(content or {}, run.stages), None
-        with suppress(UserError, OSError):  # reported when it is made
-            if declare is not None:
-                now = made_from(run, declare(run), self._hash)
-        if now is None and content is None:
-            if damage or declare is not None:
-                self.parts[name] = Part(name, "damaged" if damage else "missing", damage, there=False)
-            return
-        if now is None:  # the recipe does not declare it: what its manifest names is read again
-            if row is not None and kept is not None and (why := row.why_unused(name, run.config)):
-                self.parts[name] = Part(name, "unused", why)
-                return
-            now = None if row is None or kept is None else self._again(kept)
-            if now is None:
-                self.parts[name] = Part(name, "unused" if row is None else "stale", ANOTHER_VERSION)
-                return
-        self.parts[name] = self._part(name, kept, now, damage, there=content is not None)
-
-    def check_evaluation_files(self) -> None:
-        for name, part in list(self.parts.items()):
-            row, folder = self.run.stages.row(name), folder_of(self.run, name)
-            if row is None or not row.evaluation_only or not part.there:
-                continue
-            files = (self._read_manifest(folder) or {"files": ()})["files"]
-            gone = next((folder / file for file in files if not (folder / file).exists()), None)
-            if gone is not None:
-                why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
-                self.parts[name] = replace(part, state="damaged", why=why)
-
-    def _hash(self, run: RunDirectory, read: Read) -> str:
+    def hashed(run: RunDirectory, read: Read) -> str:
         """Return a file's hash, from its stage's manifest if possible; `GONE` if missing."""
         path = place_of(run, read)
         if not path.is_file():
             return GONE
-        for folder in path.parents:
-            try:
-                content = self._read_manifest(folder)
-            except UserError:  # reported by its own part
-                return GONE
-            if content is not None:
-                entry = content["files"].get(path.relative_to(folder).as_posix())
-                return GONE if entry is None else str(entry["sha256"])
-            if is_marked(folder):
-                break
-        return cached_hash(path)
-
-    def _again(self, kept: MadeFrom) -> MadeFrom | None:
-        """Return what a stage of these keys and files would be made from now; None if a key is no more."""
         try:
-            settings = read_settings(self.run.config, kept.keys, kept.but)
-        except (KeyError, ValueError):
-            return None
-        named = sorted(kept.reads, key=lambda read: label_of(self.run, read))
-        reads = {read: self._hash(self.run, read) for read in named}
-        files = {label: self._hash(self.run, self.run.data / label) for label in kept.files}
-        return kept._replace(settings=settings, reads=reads, files=files)
+            found = stage_over(path, read_manifest)
+        except UserError:  # reported by its own part
+            return GONE
+        if found is None:
+            return cached_hash(path)
+        return str(found[1]["files"].get(path.relative_to(found[0]).as_posix(), {"sha256": GONE})["sha256"])
 
-    def _manifest(self, name: str) -> tuple[dict[str, Any] | None, str]:
-        """Return a stage's manifest, and its defect in words."""
-        folder, row = folder_of(self.run, name), self.run.stages.row(name)
-        try:
-            found = self._read_manifest(folder)
-        except UserError as error:
-            return None, str(error)
-        evaluation_only = () if row is None else row.evaluation_only
-        missing = [file for file in (found or {"files": ()})["files"] if not (folder / file).exists()]
-        gone = next((file for file in missing if not file.startswith(evaluation_only)), None)
-        if gone is not None:
-            return None, f"{folder / gone}: missing; delete {folder} to have it made again"
-        if self._logs and found is not None:  # other commands check the files that they read
-            for file, entry in found["files"].items():
-                if file not in missing and (folder / file).stat().st_size != entry["size"]:
-                    return None, f"{folder / file}: of another size than it was made; delete {folder} to make it again"
-        return found, ""
-
-    def _part(self, name: str, kept: MadeFrom | None, now: MadeFrom, damage: str, *, there: bool) -> Part:
-        sources = tuple(source for source in now.sources if source != name)
-        attempt = StageFolder(self.run.directory, name).begun_for()
-        if not there:
-            state: State = "damaged" if damage else "missing" if attempt is None else "interrupted"
-            return Part(name, state, damage, (), sources, there=False)
-        if kept is None:
-            return Part(name, "stale", ANOTHER_VERSION, (), sources)
-        # a file outside the run that is gone is as it was, and the logs are read once, when they are prepared
-        once = {label for label, digest in now.files.items() if digest == GONE or name == "prepare"}
-        read_once = {label: kept.files.get(label, UNKNOWN) for label in once}
-        outdated = self._changed_logs(now, read_once) if self._logs and name == "prepare" else ""
-        now, chosen_by = self._leniently(name, kept, now._replace(files={**now.files, **read_once}))
-        before = [self.parts[source] for source in sources if source in self.parts]
-        missing = next((part for part in before if not part.there), None)
-        behind = missing or next((part for part in before if not part.usable), None)
-        if missing is None and not now.equals(kept) and UNKNOWN not in read_once.values():
-            changes, why = self._differences(kept, now)
-            state = "interrupted" if attempt == now.fingerprint(name) else "stale"
-            return Part(name, state, why, tuple(changes), sources)
-        if behind is not None:
-            return Part(name, "stale", f"{behind.name} is {behind.state}", (), sources)
-        return Part(name, "done", outdated or chosen_by, (), sources, outdated=bool(outdated))
-
-    def _changed_logs(self, now: MadeFrom, kept: Mapping[str, str]) -> str:
-        changed = [label for label in now.files if label in kept and now.files[label] not in (GONE, kept[label])]
-        read = [label for label in changed if kept[label] != UNKNOWN]
-        if read:
-            return f"{', '.join(read)} changed after it was read"
-        return f"made without {', '.join(changed)}" if changed else ""
-
-    def _leniently(self, name: str, kept: MadeFrom, now: MadeFrom) -> tuple[MadeFrom, str]:
-        """Return what to compare a stage with, and a note if settings of `evaluation` are ignored."""
-        row = self.run.stages.row(name)
-        if not self._lenient or row is None or not row.selects:
-            return now, ""
+    kept, now = MadeFrom.of(content or {}, run.stages), None
+    with suppress(UserError, OSError):  # reported when it is made
+        now = None if declare is None else made_from(run, declare(run), hashed)
+    if now is None and content is None:
+        return Part(name, "damaged" if damage else "missing", damage, there=False) if damage or declare else None
+    if now is None and row is not None and kept is not None:  # not declared: what its manifest names is read again
+        if why := row.why_unused(name, run.config):
+            return Part(name, "unused", why)
+        with suppress(KeyError, ValueError):  # a key is no more
+            now = kept._replace(
+                settings=read_settings(run.config, kept.keys, kept.but),
+                reads={read: hashed(run, read) for read in sorted(kept.reads, key=lambda read: read.replace(":", "/"))},
+                files={label: hashed(run, run.data / label) for label in kept.files},
+            )
+    if now is None:
+        return Part(name, "unused" if row is None else "stale", ANOTHER_VERSION)
+    sources = tuple(source for source in now.sources if source != name)
+    attempt = begun_for(run.directory, name)
+    if content is None:
+        state: State = "damaged" if damage else "missing" if attempt is None else "interrupted"
+        return Part(name, state, damage, (), sources, there=False)
+    if kept is None:
+        return Part(name, "stale", ANOTHER_VERSION, (), sources)
+    # a file outside the run that is gone is as it was, and the logs are read once, when they are prepared
+    files = [label for label, digest in now.files.items() if digest == GONE or name == "prepare"]
+    once = {label: kept.files.get(label, UNKNOWN) for label in files}
+    note = _changed_logs(now, once) if logs and name == "prepare" else ""
+    outdated = bool(note)
+    now = now._replace(files={**now.files, **once})
+    if lenient and row is not None and row.selects:
         settings = {key: value for key, value in now.settings.items() if key.split(".")[0] != "evaluation"}
         settings |= {key: value for key, value in kept.settings.items() if key.split(".")[0] == "evaluation"}
-        changes = changed_settings(self.run.config, settings, now.settings)
-        chosen = "weight" if name == "reranking" else "best checkpoint"
-        said = "".join(f"its {chosen} was chosen with {one.key}={_text(one.before)}" for one in changes[:1])
-        return now._replace(settings=settings), said
+        for one in changed_settings(run.config, settings, now.settings)[:1]:
+            chosen = "weight" if name == "reranking" else "best checkpoint"
+            note = note or f"its {chosen} was chosen with {one.key}={_text(one.before)}"
+        now = now._replace(settings=settings)
+    behind = [parts[source] for source in sources if source in parts and not parts[source].usable]
+    behind.sort(key=lambda part: part.there)  # one that is missing first
+    if not (behind and not behind[0].there) and not now.equals(kept) and UNKNOWN not in once.values():
+        changes, why = _differences(run, kept, now)
+        state = "interrupted" if attempt == now.fingerprint(name) else "stale"
+        return Part(name, state, why, tuple(changes), sources)
+    if behind:
+        return Part(name, "stale", f"{behind[0].name} is {behind[0].state}", (), sources)
+    return Part(name, "done", note, (), sources, outdated=outdated)
 
-    def _differences(self, kept: MadeFrom, now: MadeFrom) -> tuple[list[Change], str]:
-        changes = changed_settings(self.run.config, kept.settings, now.settings)
-        if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
-            arms = ({"objective": in_sections(also["arm"])} for also in (kept.also, now.also))
-            changes += changed_settings(self.run.config, *arms)
-        if changes:
-            first, more = changes[0], len(changes) - 1
-            says = "run.yaml" if self.run.described else "the recipe"
-            if any(names_key(first.key, text.partition("=")[0]) for text in self.run.overrides):
-                says = "--set"
-            others = f", and {more} other setting{'s' if more > 1 else ''}" if more else ""
-            return changes, f"made with {first.key}={_text(first.before)}{others}, {says} says {_text(first.now)}"
-        for label, digest in now.hashes.items():
-            shown = label.replace(":", "/", 1) if label in now.reads else label
-            if label not in kept.hashes:
-                return [], f"made without {shown}"
-            if digest == GONE:
-                return [], f"{shown} is gone"
-            if digest != kept.hashes[label]:
-                place = "is there" if label in now.reads else "the file is"
-                return [], f"made from another {shown} than {place} now"
-        without = next((label for label in kept.hashes if label not in now.hashes), None)
-        return [], f"made from {without.replace(':', '/', 1)}" if without else ANOTHER_VERSION
+
+def _finished(
+    run: RunDirectory, name: str, read_manifest: ReadManifest, *, sizes: bool
+) -> tuple[dict[str, Any] | None, str]:
+    """Return a stage's manifest, and its defect in words."""
+    folder, row = folder_of(run, name), run.stages.row(name)
+    try:
+        found = read_manifest(folder)
+    except UserError as error:
+        return None, str(error)
+    for file, entry in (found or {"files": {}})["files"].items():
+        there = (folder / file).exists()
+        if not there and not file.startswith(row.evaluation_only if row else ()):
+            return None, f"{folder / file}: missing; delete {folder} to have it made again"
+        if sizes and there and (folder / file).stat().st_size != entry["size"]:  # else checked where it is read
+            return None, f"{folder / file}: of another size than it was made; delete {folder} to make it again"
+    return found, ""
+
+
+def _changed_logs(now: MadeFrom, kept: Mapping[str, str]) -> str:
+    changed = [label for label in now.files if now.files[label] not in (GONE, kept[label])]
+    read = [label for label in changed if kept[label] != UNKNOWN]
+    if read:
+        return f"{', '.join(read)} changed after it was read"
+    return f"made without {', '.join(changed)}" if changed else ""
+
+
+def _differences(run: RunDirectory, kept: MadeFrom, now: MadeFrom) -> tuple[list[Change], str]:
+    changes = changed_settings(run.config, kept.settings, now.settings)
+    if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
+        changes += changed_settings(run.config, *({"objective": in_sections(one.also["arm"])} for one in (kept, now)))
+    if changes:
+        first, more = changes[0], len(changes) - 1
+        says = "run.yaml" if run.described else "the recipe"
+        if any(names_key(first.key, text.partition("=")[0]) for text in run.overrides):
+            says = "--set"
+        others = f", and {more} other setting{'s' if more > 1 else ''}" if more else ""
+        return changes, f"made with {first.key}={_text(first.before)}{others}, {says} says {_text(first.now)}"
+    for label, digest in now.hashes.items():
+        shown = label.replace(":", "/", 1) if label in now.reads else label
+        if label not in kept.hashes:
+            return [], f"made without {shown}"
+        if digest == GONE:
+            return [], f"{shown} is gone"
+        if digest != kept.hashes[label]:
+            place = "is there" if label in now.reads else "the file is"
+            return [], f"made from another {shown} than {place} now"
+    without = next((label for label in kept.hashes if label not in now.hashes), None)
+    return [], f"made from {without.replace(':', '/', 1)}" if without else ANOTHER_VERSION
 
 
 def _text(value: Any) -> str:

@@ -122,13 +122,17 @@ def recipe_text(
     baskets = question is not None and question.baskets
     longest = counts["interactions_a_user"]["95 % have at most"]
     sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats, baskets=baskets)
+    table, more = preview.get("items"), "with data.items also text and attributes"
+    if table is not None:
+        kinds = ", ".join(f"{kind}: 1.0" for kind in ("text", "attributes") if table[kind])
+        more = f"add {kinds} to let items be close by their table too" if kinds else "the table has no text"
     lines = [
         "# Written by `adagrpo init` from the data; change what you know better. Every key: docs/reference/recipe.md",
         f"name: {json_text(name)}",
         f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
         *_data(preview, shown, beside or {}),
         f"tokenizer:  # {counts['items']:,} items on {sizes.codes**sizes.levels:,} code sequences",
-        f"  vectors: {{cooccurrence: 1.0}}  # {_more_vectors(preview.get('items'))}",
+        f"  vectors: {{cooccurrence: 1.0}}  # {more}",
         f"  levels: {sizes.levels}",
         f"  codes: {sizes.codes}",
         f"  quantizer: {sizes.quantizer}",
@@ -145,13 +149,6 @@ def recipe_text(
             f"compare: {{margins: {{hallucination@10: 0.005}}}}  # no list has {HR_50} items: none for HR@{HR_50}"
         )
     return "\n".join(lines) + "\n"
-
-
-def _more_vectors(items: Mapping[str, Any] | None) -> str:
-    if items is None:
-        return "with data.items also text and attributes"
-    kinds = [f"{kind}: 1.0" for kind in ("text", "attributes") if items[kind]]
-    return f"add {', '.join(kinds)} to let items be close by their table too" if kinds else "the table has no text"
 
 
 def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: Mapping[str, Any]) -> list[str]:

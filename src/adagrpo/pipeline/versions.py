@@ -58,7 +58,6 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
     if run.catalog not in (0, version.number):
         raise UserError(f"{run.directory}: is about version {run.catalog} of the catalogue; --out takes a new folder")
     run.catalog = version.number
-    run.noted["catalog"] = version.number
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.monitoring import SIGNS, SignRule, Visits, daily_signs, first_on, signs_against
 from adagrpo.pipeline.directory import (
     RunDirectory,
-    folder_of,
     hash_of,
+    kept,
     label_of,
     place_of,
     remake_command,
@@ -30,12 +30,10 @@ from adagrpo.pipeline.directory import (
 )
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.pipeline.stage import MadeFrom
+from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
-from adagrpo.storage.artifacts import manifest
 from adagrpo.types import Histories, Ragged
 
 DAY = 86_400
@@ -75,7 +73,9 @@ def watch(
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
     exposures = exposures.filter(pl.col("source") != FAILED)  # no list was shown
-    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(CLICKS)), exposures)
+    items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
+    feedback = feedback.filter(pl.col("kind").is_in(CLICKS))  # of the list that it names
+    feedback = feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
     if against is not None and arm in (None, against):
         raise UserError(f"--against: name another arm by --arm, to compare with '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
@@ -168,8 +168,8 @@ def _check_together(run: RunDirectory) -> None:
 
 
 def _made_otherwise(run: RunDirectory, name: str) -> str | None:
-    kept = MadeFrom.of(manifest(folder_of(run, name)) or {}, run.stages)
-    for read, digest in ({} if kept is None else kept.reads).items():
+    found = kept(run, name)
+    for read, digest in ({} if found is None else found.reads).items():
         if place_of(run, read).is_file() and hash_of(run, read) != digest:
             return f"made from another {label_of(run, read)} than is there now"
     return None
@@ -178,12 +178,6 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
 def _known(value: Any) -> Any:
     """Return a value, with None for NaN and infinities."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
-    """Keep feedback on items of the list that it names."""
-    items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
-    return feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
 
 
 def _says_chances(run: RunDirectory) -> bool:

@@ -23,6 +23,7 @@ from adagrpo.evaluation.predictions import Predictions, reordered, retrieval, su
 from adagrpo.lists.table import baselines
 from adagrpo.metrics import measured
 from adagrpo.objective import GroupSummary
+from adagrpo.pipeline.compare_arms import weight_used
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.directory import (
     RunDirectory,
@@ -38,7 +39,6 @@ from adagrpo.pipeline.directory import (
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import json_lines, read_rows, write_json
-from adagrpo.pipeline.matching import weight_used
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom

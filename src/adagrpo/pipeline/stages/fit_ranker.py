@@ -26,6 +26,7 @@ from adagrpo.pipeline.stages.fitting import fit_model, measured_fit
 from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit
+from adagrpo.trainer.processes import processes
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases
 
@@ -90,7 +91,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
             monitor=selection.monitor,
         )
         result = fit_model(data, name, ranker, task, settings, work)
-        if not run.processes.is_main_process:
+        if not processes().is_main_process:
             return
         summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
         summary |= examine(models.ranker(work / "best"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -23,12 +24,16 @@ from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
+from adagrpo.trainer.processes import processes
 
 # Of a refit's epochs and learning rate, with which a refresh fits weights further: set by hand, since at the whole rate
 # a fit of a few steps undid what the weights knew; no table compares rates.
 GOING_ON, AT_RATE = 0.1, 0.3
 DECODING = ("policy", "evaluation", "max_history")  # settings that determine the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # exceptions that only affect measured lists
+
+# results that the arms of a run share, by hash of their inputs
+SHARED: WeakKeyDictionary[RunDirectory, dict[str, Any]] = WeakKeyDictionary()
 
 
 def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
@@ -79,17 +84,32 @@ def fit_model(
         settings = settings.model_copy(update={"learning_rate": AT_RATE * settings.learning_rate})
         load_begun(data, stage, model)
     record = run.directory / "diverged.json"
-    if run.processes.is_main_process:
+    if processes().is_main_process:
         run.console.note(f"{stage}: {sum(part.numel() for part in model.parameters()):,} parameters, {until:,} steps")
         if not record.is_symlink():
             record.unlink(missing_ok=True)
+    told: list[int] = []
+
+    def report(step: int, steps: int, values: Mapping[str, float]) -> None:
+        run.console.progress(stage.removeprefix("train/"), step, steps, values)
+        empty = GroupSummary.of_row(values).empty_groups
+        if empty and not told:
+            told.append(step)
+            count = f"{empty:g} group{'' if empty == 1 else 's'}"
+            log_event(run, stage, f"{count} of step {step} named no item and taught nothing; steps.jsonl counts them")
+
+    def say_lost(step: int, why: str) -> None:
+        then = "trains on, as train.stop_lost says" if go_on else "stopped; its best checkpoint is kept"
+        log_event(run, stage, f"lost its policy at step {step}: {why}; {then}")
+
+    watched = None
+    if watch and run.measured is None:
+        watched = Watched(min(len(data.cases("validation")), settings.validation_users), say_lost, go_on)
     try:
-        report = _report(run, stage)
-        watched = _watched(data, stage, settings, go_on) if watch and run.measured is None else None
         seed = run.config.seed
         return fit(model, task, settings, work, seed=seed, files=files, report=report, watched=watched, until=until)
     except Diverged as error:
-        if not run.processes.is_main_process:
+        if not processes().is_main_process:
             raise
         user_ids = load_user_ids(data.prepared)
         ids = [user_ids[int(row)] for row in error.users]
@@ -110,42 +130,14 @@ def measured_once(
     inputs = hashes_of(run, [*data.training_files, *data.catalog_files, *models.reward_files])
 
     def measure() -> dict[str, float]:
-        weights = _hash_weights(model)
-        key = f"validation {hash_json([reads, inputs, fit.validation_users, weights])}"
-        if key not in run.remembered:
-            run.remembered[key] = validate()
-        return dict(run.remembered[key])
+        weights = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        key = f"validation {hash_json([reads, inputs, fit.validation_users, weights.hexdigest()])}"
+        shared = SHARED.setdefault(run, {})
+        if key not in shared:
+            shared[key] = validate()
+        return dict(shared[key])
 
     return measure
-
-
-def _hash_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
-    said: list[int] = []
-
-    def report(step: int, steps: int, values: Mapping[str, float]) -> None:
-        run.console.progress(stage.removeprefix("train/"), step, steps, values)
-        empty = GroupSummary.of_row(values).empty_groups
-        if empty and not said:
-            said.append(step)
-            count = f"{empty:g} group{'' if empty == 1 else 's'}"
-            log_event(run, stage, f"{count} of step {step} named no item and taught nothing; steps.jsonl counts them")
-
-    return report
-
-
-def _watched(data: RunData, stage: str, settings: FitConfig, go_on: bool) -> Watched:
-    cases = min(len(data.cases("validation")), settings.validation_users)
-    then = "trains on, as train.stop_lost says" if go_on else "stopped; its best checkpoint is kept"
-
-    def say(step: int, why: str) -> None:
-        log_event(data.run, stage, f"lost its policy at step {step}: {why}; {then}")
-
-    return Watched(cases, say, go_on)

@@ -36,12 +36,14 @@ from adagrpo.data.prepared import (
 )
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_store import REMEDY, parts_of, read_parts, refused_rows
+from adagrpo.exposures.exposure_store import KIND, REMEDY, close_part, parts_of, read_parts, refused_rows
 from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.marks import check_kind, is_marked
+from adagrpo.trainer.processes import processes
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -251,7 +253,11 @@ def prepare(run: RunDirectory) -> Declaration:
             return
         shown = random_logs(run, Refusals())  # refusals apply to the log's times and repeats
         if shown is not None:
-            dataset = _with_rows_of(dataset, shown)
+            read, rejected, left = shown.rows_read, len(shown.rejects), shown.rows_filtered
+            counts = {"rows_read": read, "rows_rejected": rejected, "rows_filtered": left}
+            summary = {name: dataset.summary.get(name, 0) + count for name, count in counts.items()}
+            rejects = pl.concat([dataset.rejects, shown.rejects])
+            dataset = dataclasses.replace(dataset, rejects=rejects, summary=dataset.summary | summary)
         write_prepared(dataset, _split(run, dataset), work)
         if (columns := source.read_columns()) is not None:
             write_item_columns(columns, dataset.items[ITEM_ID], work)
@@ -259,12 +265,26 @@ def prepare(run: RunDirectory) -> Declaration:
             table, counts = random_exposures(shown, work)
             table.write_parquet(work / RANDOM)
             write_json(work / "summary.json", read_json(work / "summary.json") | counts)
-            _note_random(run, counts)
+            if (unknown := counts["random_exposures_unknown"]) > 0:
+                run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
+            kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
+            if logged > kept:
+                run.console.note(
+                    f"note: {logged:,} of {kept + logged:,} clicks on items shown at random stand in the logs or"
+                    " impressions too and are left out; what is left may stand for few of them"
+                )
         note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
         note_ids(run, work, items)
         if (repeated := duplicates_note(dataset.summary["exact_duplicates"])) is not None:
             run.console.note(repeated)
-        note_unknown(run, dataset.summary)
+        found = dataset.summary
+        lost_items, lost_users = (found.get(f"impressions_of_unknown_{kind}", 0) for kind in ("items", "users"))
+        if lost_items or lost_users:
+            run.console.note(
+                f"note: {found['impressions_dropped']:,} impressions are left out: {lost_items:,} of items that are not"
+                f" in the catalogue, {lost_users:,} of users without an interaction. Ids are compared as they are"
+                " written"
+            )
         if (mixed := two_units(dataset.understood.get("time", {}))) is not None:
             run.console.note(f"note: of the times of the logs {mixed}")
 
@@ -284,24 +304,6 @@ def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
     if options is None:
         return None
     return ShownSource("data.random", random_files(run), options).read(run.config.data, refuse, ordered=False)
-
-
-def _with_rows_of(dataset: Dataset, shown: Logs) -> Dataset:
-    counts = {"rows_read": shown.rows_read, "rows_rejected": len(shown.rejects), "rows_filtered": shown.rows_filtered}
-    summary = dataset.summary | {name: dataset.summary.get(name, 0) + count for name, count in counts.items()}
-    rejects = pl.concat([dataset.rejects, shown.rejects])
-    return dataclasses.replace(dataset, rejects=rejects, summary=summary)
-
-
-def _note_random(run: RunDirectory, counts: Mapping[str, int]) -> None:
-    if (unknown := counts["random_exposures_unknown"]) > 0:
-        run.console.note(f"note: {unknown:,} items shown at random are left out: of unknown users or items")
-    kept, logged = counts["random_clicks"], counts["random_clicks_logged"]
-    if logged > kept:
-        run.console.note(
-            f"note: {logged:,} of {kept + logged:,} clicks on items shown at random stand in the logs or impressions"
-            " too and are left out; what is left may stand for few of them"
-        )
 
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
@@ -363,16 +365,6 @@ def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
         for name, (column, ids) in known.items()
     }
     return dataclasses.replace(dataset, summary=dataset.summary | counts)
-
-
-def note_unknown(run: RunDirectory, summary: Mapping[str, Any]) -> None:
-    """Note impressions dropped for unknown items or users."""
-    items, users = (summary.get(f"impressions_of_unknown_{kind}", 0) for kind in ("items", "users"))
-    if items or users:
-        run.console.note(
-            f"note: {summary['impressions_dropped']:,} impressions are left out: {items:,} of items that are not in the"
-            f" catalogue, {users:,} of users without an interaction. Ids are compared as they are written"
-        )
 
 
 def note_lost(run: RunDirectory, table: Path) -> None:
@@ -450,3 +442,32 @@ def _temporal(options: SplitConfig, dataset: Dataset, offsets: NDArray[np.int64]
             f"data.split: no user with a history has an interaction from {within} to be validated on; {span}"
         )
     return split
+
+
+def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
+    """Return `data.exposures` of a recipe, up to the log's newest part.
+
+    Args:
+        directory: of the log; a service may be writing to it.
+        publish: first move rows in no part yet into one.
+    """
+    directory = Path(directory)
+    if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
+        raise UserError(f"{directory}: no exposure log; give the folder that `adagrpo serve` logs into")
+    if publish:
+        close_part(directory)
+    parts = parts_of(directory)
+    if not parts:
+        found = "nothing was logged there yet" if publish else "has no part yet; without --dry-run one is made"
+        raise UserError(f"{directory}: {found}")
+    return {"path": str(directory.resolve()), "through": int(parts[-1].name)}
+
+
+def publish_first(run: RunDirectory) -> None:
+    """Move rows in no part yet into one, before a recipe first reads the log."""
+    options = run.config.data.exposures
+    if options is None or options.through is not None or run.path("exposures").exists():
+        return
+    directory = run.data / options.path
+    if processes().is_main_process and is_marked(directory) and check_kind(directory, KIND, "data.exposures.path"):
+        close_part(directory)

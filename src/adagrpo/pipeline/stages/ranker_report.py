@@ -1,4 +1,7 @@
-"""The stage `ranker/report`: reward quality by stratum on validation cases (`adagrpo.evaluation.reward_quality`).
+"""The stages that the page alone shows, `ranker/report` and `report/paired`.
+
+The first is reward quality by stratum on validation cases (`adagrpo.evaluation.reward_quality`), the second each
+evaluated checkpoint against sft and continued NLL on test cases.
 
 A known truth adds the correlation of scores and utilities before each user's last purchase. Pairwise rewards rank the
 catalogue for fewer cases.
@@ -6,7 +9,7 @@ catalogue for fewer cases.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adagrpo.data.prepared import load_user_ids
 from adagrpo.data.sequences import pad
-from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.evaluation.comparison import START, Measured, paired_outcomes, per_user
+from adagrpo.evaluation.predictions import ranks_in, sample_cases
 from adagrpo.evaluation.reward_quality import (
     CaseQuality,
     band,
@@ -27,13 +32,15 @@ from adagrpo.evaluation.reward_quality import (
     popularity_bands,
     rank_correlation,
 )
+from adagrpo.metrics import RankedLists, measured
 from adagrpo.objective import target_nll
-from adagrpo.pipeline.directory import RunDirectory, model_of
+from adagrpo.pipeline.directory import RunDirectory, hash_of, model_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
-from adagrpo.pipeline.json_files import write_json
+from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.exposure_report import ACTIVITIES, EXPOSURES, loss_of
+from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
+from adagrpo.pipeline.stages.impressions import ACTIVITIES, EXPOSURES, loss_of
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -106,7 +113,11 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
         codes = data.catalog.codes[torch.from_numpy(targets).to(data.device)]
         nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
     quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-    of_item, of_case = _item_strata(data), _case_strata(cases, nll)
+    of_item = {"item popularity": popularity_bands(data.training.counts(data.num_items))}  # (V,) names by division
+    if data.times_shown is not None:
+        of_item["item exposure"] = band(data.times_shown, EXPOSURES)
+    thirds = np.array(THIRDS)[np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")]  # (N,) names
+    of_case = {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": thirds}
     truth = _truth(data, reward, cases, of_item, of_case) if data.truth_knows_all else {}
     strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
     table = []
@@ -125,20 +136,6 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
     if loss != "cross_entropy":
         return content | {"calibration": NOT_A_PROBABILITY.get(loss, NOT_KNOWN_AS_ONE)}
     return content | {"calibration": calibration_bins(quality.confidence, quality.hit)}
-
-
-def _item_strata(data: RunData) -> Strata:
-    """(V,) stratum names by division."""
-    strata = {"item popularity": popularity_bands(data.training.counts(data.num_items))}
-    if data.times_shown is not None:
-        strata["item exposure"] = band(data.times_shown, EXPOSURES)
-    return strata
-
-
-def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
-    """(N,) stratum names by division; difficulty is the policy's NLL in thirds."""
-    thirds = np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")
-    return {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": np.array(THIRDS)[thirds]}
 
 
 def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata) -> dict[tuple[str, str], Any]:
@@ -174,3 +171,48 @@ def _batches(data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], H
 def _ordered(names: NDArray[np.str_]) -> list[str]:
     occurring = set(names.tolist())
     return [name for name in ORDER if name in occurring]
+
+
+FILES = ("predictions.parquet", "free.parquet", "metrics.json")
+
+
+def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
+    """Declare the comparison of the arms by user."""
+    data = RunData(run, CatalogVersion(run, run.catalog))
+    points: dict[tuple[str, str], tuple[str, ...]] = {(START, "start"): (START,)}
+    points |= {(arm, kind): (arm, kind) for arm in arms for kind in ("best", "final")}
+
+    def build(work: Path) -> None:
+        users = {point: read_measured(data, run.path("evaluate", *parts)).users for point, parts in points.items()}
+        write_json(work / "paired.json", paired_outcomes(users), allow_nan=False)
+
+    reads = [*data.training_files, "prepare:test.parquet"]
+    reads += [f"evaluate/{'/'.join(parts)}:{name}" for parts in points.values() for name in FILES]
+    return Declaration(
+        build,
+        reads=[*reads, *data.truth_files],
+        files=("paired.json",),
+        settings=("evaluation.beam_width",),
+        also={"metrics": measured(run.config.data.split.baskets), "arms": list(arms)} | data.truth_read,
+    )
+
+
+def read_measured(data: RunData, folder: Path) -> Measured:
+    """Read per-user results; UserError if a file is missing or changed."""
+    cases = data.measured_cases("test")
+    for name in FILES:
+        hash_of(data.run, folder / name)
+    width = data.config.evaluation.beam_width
+    items = read_lists(data, cases, folder, width)
+    lists = RankedLists(
+        ranks_in(items, cases),
+        width,
+        items=items,
+        valid=read_valid(data, cases, folder, width),
+        tail=data.tail,
+        utility=data.utility_at(cases),
+        sizes=cases.sizes,
+    )
+    users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
+    values = read_json(folder / "metrics.json")
+    return Measured(users, values["test"], values["validation"])

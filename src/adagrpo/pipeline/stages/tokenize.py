@@ -59,7 +59,12 @@ def tokenize(run: RunDirectory) -> Declaration:
 
     def build(work: Path) -> None:
         codes, error, quantization = _quantize(run)
-        catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
+        unique = codes
+        if len(sequence_groups(codes)[1]) < len(codes) and options.collisions == "nearest":
+            unique = move_to_free_codes(quantization(), 0 if options.published is not None else options.codes)
+        elif len(sequence_groups(codes)[1]) < len(codes):
+            unique = resolve_collisions(codes)
+        catalog = Catalog.from_codes(unique)
         catalog.write(work / "codes.parquet")
         report = audit(codes, catalog, reconstruction_error=error)
         write_json(work / "audit.json", report)
@@ -103,19 +108,6 @@ def _quantize(run: RunDirectory) -> tuple[NDArray[np.int64], float | None, Calla
         case _:
             assert_never(options.quantizer)
     return made.codes, reconstruction_error(vectors, made.reconstruct()), lambda: made
-
-
-def _without_collisions(
-    run: RunDirectory,
-    codes: NDArray[np.int64],  # (V, L)
-    quantization: Callable[[], Quantization],
-) -> NDArray[np.int64]:
-    if len(sequence_groups(codes)[1]) == len(codes):
-        return codes
-    options = run.config.tokenizer
-    if options.collisions == "nearest":
-        return move_to_free_codes(quantization(), 0 if options.published is not None else options.codes)
-    return resolve_collisions(codes)
 
 
 def item_vectors(run: RunDirectory) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The stages `train/<arm>`: post-training from the starting policy."""
+"""The stages `sft`, the starting policy, trained here or elsewhere, and `train/<arm>`, post-training from it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_eve
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, fit_model, measured_fit, measured_once
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, SHARED, fit_model, measured_fit, measured_once
+from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
-from adagrpo.trainer.pressure import Calibrated, calibrate
+from adagrpo.trainer.pressure import calibrate
+from adagrpo.trainer.processes import processes
 
 
 def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
@@ -61,28 +63,47 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             steps *= objective.num_iterations  # same budget as arms that reuse each batch
             task = Supervised(policy, data.catalog.codes, schedule, steps=steps, validate=validate)
         else:
+            assert arm.term is not None and arm.admits is not None, "an arm without a reward is fitted by Supervised"
+            in_scores = objective
+            if weights is not None:  # from units of σ to those of the raw reward
+                known = read_reward_weights(weights)
+                for name in TERMS[arm.term].in_list_stds:
+                    given = objective.of_term(arm.term)[name]
+                    weight = given if isinstance(given, int | float) else known.distill
+                    in_scores = in_scores.with_option(arm.term, name, weight / known.spread)
+            lambda_ = arm.weight_of(run.config.objective) if pressure is None else 1.0  # pressure is measured at 1
             task = PostTraining(
                 policy,
                 data.catalog,
                 models.group_reward(),
                 schedule,
-                objective if weights is None else _spreads_divided_out(arm, objective, weights),
-                _trained_by(arm, run.config.objective),
+                in_scores,
+                Arm(OBJECTIVES[arm.objective].anchored, lambda_, arm.admits, arm.term),
                 steps=steps,
                 validate=validate,
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.reads_truth else None,
-                shared_by=run.processes,
+                shared_by=processes(),
             )
         if isinstance(task, PostTraining) and pressure is not None:
-            alike = hash_json(
-                [
-                    arm.settings(objective) | {"pressure": None},
-                    read_settings(run.config, settings_read, NOT_FITTED),
-                    hashes_of(run, reads),
-                ]
+            settings_now = read_settings(run.config, settings_read, NOT_FITTED)
+            alike = [arm.settings(objective) | {"pressure": None}, settings_now, hashes_of(run, reads)]
+            known_as = f"norms {hash_json(alike)}"  # arms of equal ones share the norms
+            shared = SHARED.setdefault(run, {})
+            found, now = calibrate(
+                policy,
+                task,
+                work,
+                pressure=pressure,
+                steps=objective.pressure_steps,
+                seed=run.config.seed,
+                shared_by=processes(),
+                other=shared.get(known_as),
             )
-            _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
+            shared[known_as] = found
+            task.arm = replace(task.arm, lambda_=found.lambda_)
+            if now:
+                log_event(run, f"train/{arm.name}", found.sentence())
         files = policy.checkpoint_files
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
@@ -105,17 +126,6 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     )
 
 
-def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Path) -> ObjectiveConfig:
-    """Convert weights in units of σ to factors of the raw reward."""
-    known = read_reward_weights(weights)
-    assert arm.term is not None, "a weight of a reward is an option of a term"
-    for name in TERMS[arm.term].in_list_stds:
-        given = objective.of_term(arm.term)[name]
-        weight = given if isinstance(given, int | float) else known.distill
-        objective = objective.with_option(arm.term, name, weight / known.spread)
-    return objective
-
-
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
     """Refuse GRPO beams wider than the candidates that they search."""
     catalog, group = data.catalog, objective.num_generations
@@ -132,29 +142,37 @@ def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> N
         )
 
 
-def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
-    assert arm.term is not None and arm.admits is not None, "an arm without a reward is fitted by Supervised"
-    weight = arm.weight_of(common) if arm.pressure_of(common) is None else 1.0  # pressure is measured at 1
-    return Arm(OBJECTIVES[arm.objective].anchored, weight, arm.admits, arm.term)
+def sft(run: RunDirectory) -> Declaration:
+    """Declare the starting policy: NLL from scratch, or a checkpoint (`policy.lm.trained`)."""
+    data, settings = RunData(run), run.config.sft
+    models = Models(data)
 
+    def build(work: Path) -> None:
+        policy = models.policy()
+        items = getattr(policy, "items", None)  # if the policy has item vectors
+        if isinstance(items, nn.Embedding) and run.begun is None:
+            start_from_vectors(run, items, data.training)
+        schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
+        lm = run.config.policy.lm
+        trained = lm is not None and lm.trained
+        task = Supervised(
+            policy,
+            data.catalog.codes,
+            schedule,
+            steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            validate=models.validator(policy, settings),
+        )
+        fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
 
-def _press(
-    run: RunDirectory,
-    name: str,
-    policy: nn.Module,
-    task: PostTraining,
-    work: Path,
-    pressure: float,
-    steps: int,
-    alike: str,
-) -> None:
-    """Set λ by the reward term's initial pressure; arms of equal `alike` share the norms."""
-    seed, known = run.config.seed, f"norms {alike}"
-    other: Calibrated | None = run.remembered.get(known)
-    found, now = calibrate(
-        policy, task, work, pressure=pressure, steps=steps, seed=seed, shared_by=run.processes, other=other
+    return Declaration(
+        build,
+        reads=[
+            *(*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)),
+            *measured_fit(run, "sft"),
+        ],
+        files=CHECKPOINTS,
+        settings=("sft", *DECODING, "seed", "train.rl_split", *VECTORS),
+        but=NOT_FITTED,
+        version=4,
+        together=True,
     )
-    run.remembered[known] = found
-    task.arm = replace(task.arm, lambda_=found.lambda_)
-    if now:
-        log_event(run, f"train/{name}", found.sentence())
