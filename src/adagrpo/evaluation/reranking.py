@@ -51,10 +51,6 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
         min { w : mean_n(d_n) ≥ -1.96 · s(d) / √N },    d_n = value_n(w) - value_n(best weight),
 
     the one-standard-error rule (Breiman et al. 1984) with paired differences and 1.96 standard errors.
-
-    >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
-    >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
-    0.5
     """
     best = by_weight[best_weight(by_weight)]
     less = {weight: np.asarray(values - best, dtype=np.float64) for weight, values in by_weight.items()}

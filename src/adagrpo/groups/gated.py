@@ -73,9 +73,6 @@ def update_running_std(before: float, rewards: Tensor) -> float:
     """Update the running standard deviation of rewards, an exponential average with decay 0.9, by (N,) valid ones.
 
     Before the first step it is 0; fewer than two rewards change nothing.
-
-    >>> update_running_std(0.0, torch.tensor([1.0, 3.0, 5.0])), update_running_std(1.0, torch.tensor([1.0, 3.0, 5.0]))
-    (2.0, 1.1)
     """
     if len(rewards) < 2:
         return before

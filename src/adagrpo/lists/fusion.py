@@ -176,11 +176,7 @@ def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:  
 
 
 def unite(parts: list[Tensor]) -> Tensor:
-    """Concatenate items (B, N) to (B, ΣN), with -1 for repeats.
-
-    >>> unite([torch.tensor([[4, 2, -1]]), torch.tensor([[2, 5]])]).tolist()
-    [[4, 2, -1, -1, 5]]
-    """
+    """Concatenate items (B, N) to (B, ΣN), with -1 for repeats."""
     items = torch.cat(parts, dim=1)
     ordered, order = items.sort(dim=1, stable=True)
     repeated = torch.zeros_like(ordered, dtype=torch.bool)

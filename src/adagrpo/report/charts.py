@@ -161,11 +161,7 @@ class ForestRow:
 
 
 def method_colors(names: Iterable[str]) -> dict[str, str]:
-    """Return the colour of each name: its method's, or the next unused one.
-
-    >>> method_colors(["nll", "adagrpo-lambda5", "x"])
-    {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#a83279'}
-    """
+    """Return the colour of each name: its method's, or the next unused one."""
     others = itertools.cycle(OTHERS)
     known = {name: next((color for key, color in METHODS.items() if key in name.lower()), None) for name in names}
     return {name: color or next(others) for name, color in known.items()}
