@@ -9,9 +9,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from adagrpo.config.data import MarketplaceConfig
-from adagrpo.config.messages import explain
 from adagrpo.config.recipe import Config, load_config
-from adagrpo.config.section import Positive, PositiveFloat, Section, Share
+from adagrpo.config.section import Positive, PositiveFloat, Section, Share, explain
 from adagrpo.config.training import OWN_NAME, ArmConfig
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError

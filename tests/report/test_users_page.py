@@ -14,7 +14,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.shown_users import shown_users
 from adagrpo.report import write_users
-from adagrpo.report.users_page import MARK, ShownUser
+from adagrpo.report.run_page import MARK, ShownUser
 
 
 def test_lists_stand_beside_each_other_and_the_hit_is_marked(tmp_path: Path) -> None:

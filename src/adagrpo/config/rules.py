@@ -11,8 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from adagrpo.config.evaluation import GroupFilter, one_or_several
-from adagrpo.config.messages import explain
-from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share
+from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share, explain
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 

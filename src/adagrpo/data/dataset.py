@@ -37,9 +37,9 @@ from adagrpo.data.columns import (
 )
 from adagrpo.data.logs.cells import blank_to_null, id_texts, numbers
 from adagrpo.data.logs.chunks import read_table
+from adagrpo.data.logs.formats import MAX_EXPANSION
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.log_fields import UNITS
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
 KEY = b"adagrpo: items, 1"

@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from adagrpo.config.messages import explain
-from adagrpo.config.section import Positive, PositiveFloat, Section
+from adagrpo.config.section import Positive, PositiveFloat, Section, explain
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import hash_json, with_hash, without_hash

@@ -23,8 +23,7 @@ from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.names import REWARD
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.lists.table import SOURCES
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_members, ask_reward
+from adagrpo.rewards.protocol import Reward, ask_members, ask_reward
 from adagrpo.types import Histories
 
 POLICY = "policy"

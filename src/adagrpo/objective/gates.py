@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
-from adagrpo.ranges import Share
+from adagrpo.types import Share
 
 
 @cache  # called again and again by configurations

@@ -23,7 +23,7 @@ from adagrpo.objective.advantages import group_advantages
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 from adagrpo.objective.gates import options_of
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
-from adagrpo.ranges import NonNegativeFloat, PositiveFloat
+from adagrpo.types import NonNegativeFloat, PositiveFloat
 
 
 class TermInputs(NamedTuple):

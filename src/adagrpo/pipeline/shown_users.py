@@ -14,7 +14,7 @@ from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.list_rules import RULES, rules_set
 from adagrpo.pipeline.named_lists import DECISION
-from adagrpo.report.users_page import ShownUser
+from adagrpo.report.run_page import ShownUser
 
 USERS, HISTORY, TOP = 20, 10, 10
 LONGEST = 48  # characters of a title, so that lists fit beside each other

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.errors import NotFinite, UserError
-from adagrpo.networks.layers import autocast_dtype
+from adagrpo.networks import autocast_dtype
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.processes import Processes
