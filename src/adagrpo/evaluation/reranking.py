@@ -23,11 +23,7 @@ Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
 def within_list_std(items: NDArray[np.int64], rewards: NDArray[np.floating[Any]]) -> float:  # items and rewards (N, W)
-    """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
-
-    >>> within_list_std(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
-    0.7071067811865476
-    """
+    """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards."""
     there = items >= 0
     filled = there.any(axis=1)
     kept = np.where(there, rewards.astype(np.float64), np.nan)[filled]

@@ -26,14 +26,7 @@ def in_batch_negatives(
     uniforms: Tensor,  # (B, B) in [0, 1), column `j` for the `j`-th distinct target; the `M` lowest eligible ones win
     count: int,
 ) -> Tensor:  # (B, M) int64, -1 where too few are eligible
-    """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch.
-
-    >>> histories = Histories(torch.tensor([[3], [1], [3]]), torch.tensor([1, 1, 1]))
-    >>> in_batch_negatives(torch.tensor([1, 2, 2]), histories, torch.full((3, 3), 0.5), 2)
-    tensor([[ 2, -1],
-            [-1, -1],
-            [ 1, -1]])
-    """
+    """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch."""
     samples = len(targets)
     if uniforms.shape != (samples, samples):
         raise ValueError(f"uniforms must be ({samples}, {samples}), got {tuple(uniforms.shape)}")

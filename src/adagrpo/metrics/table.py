@@ -117,11 +117,7 @@ def is_rate(name: str) -> bool:
 
 
 def measure(lists: RankedLists) -> dict[str, float]:
-    """Return metrics by name, where inputs are known and lists long enough.
-
-    >>> measure(RankedLists(np.array([1, 3, 0, 0]), width=5))
-    {'hr@1': 0.25, 'hr@5': 0.5, 'ndcg@5': 0.375}
-    """
+    """Return metrics by name, where inputs are known and lists long enough."""
     results = {}
     for entry, k in _within(lists.width):
         if entry.of_all is not None:

@@ -42,11 +42,7 @@ def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64],
 
 
 def resolve_collisions(codes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:  # (V, L)
-    """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes.
-
-    >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
-    [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
-    """
+    """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes."""
     if codes.ndim != 2:
         raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
     group, counts = sequence_groups(codes)
