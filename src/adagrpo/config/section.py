@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
+from adagrpo.config.yaml_text import read_yaml
+from adagrpo.errors import UserError
 from adagrpo.types import Finite, NonNegativeFloat, Positive, PositiveFloat, Share
 
 __all__ = ["Finite", "NonNegativeFloat", "Positive", "PositiveFloat", "Section", "Share"]
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -81,6 +87,23 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         + message
         + (f" (found {_short(repr(first['input']))})" if first["type"] not in ("missing", "value_error") else "")
     )
+
+
+def read_section(path: Path, model: type[M], what: str, *, may_be_empty: bool = False) -> M:
+    """Read a YAML file of settings; UserError if missing, not YAML, or with an unknown key or invalid value."""
+    try:
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such {what}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    content = {} if content is None and may_be_empty else content
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a {what} is a mapping, this is {type(content).__name__}")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, model)}") from error
 
 
 def nearest(name: str, names: Iterable[str], more: str = "") -> str:
