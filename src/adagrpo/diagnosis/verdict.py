@@ -8,9 +8,8 @@
     do_not_use    adds nowhere: no gain is shown
     inverted      orders is below 0 with p ≤ `STRONG`: the reward ranks logged items worse than chance
 
-An uninformative reward gets `use` with probability at most `level`. Without
-influence are the gain of the reward's own order, `leads_as_logged`, or with cases weighted by inverse exposure,
-`leads`, and the verdicts of other `draws`.
+An uninformative reward gets `use` with probability at most `level`. Without influence are the gain of the reward's own
+order, `leads_as_logged`, or with cases weighted by inverse exposure, `leads`, and the verdicts of other `draws`.
 """
 
 from __future__ import annotations
