@@ -1,4 +1,4 @@
-"""The commands export, serve, recommend and watch."""
+"""The commands refresh, export, serve, recommend and watch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of a model file by name: columns of the item table, of a table of users, and our own.
+"""A model file as a reward; its features by name: columns of the item table, of a table of users, and our own.
 
 A name that stands in two of these is refused; `item.price`, `user.price` and `ours.age` say which is meant.
 """
