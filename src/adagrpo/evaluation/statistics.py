@@ -127,10 +127,9 @@ def mean_interval(
 def all_pairs(
     values: Mapping[str, NDArray[np.floating]],  # (N,) each, the same users in the same order, N at least 2
     *,
-    level: float = 0.95,  # of all intervals together, in (0, 1)
     draws: int = 10_000,  # of max |t|; p-values are multiples of 1 / draws
 ) -> dict[tuple[str, str], Interval]:
-    """Return simultaneous intervals of paired differences of means, by (one, other), first minus second.
+    """Return simultaneous 95 % intervals of paired differences of means, by (one, other), first minus second.
 
     P-values are corrected for all pairs; max |t| is simulated with a fixed seed.
     """
@@ -154,7 +153,7 @@ def all_pairs(
         with np.errstate(divide="ignore", invalid="ignore"):
             statistic = np.where(error[one] > 0, np.abs(drawn[:, [one]] - drawn) / error[one], 0.0)
         largest = np.maximum(largest, statistic.max(axis=1))
-    quantile = float(np.quantile(largest, level))
+    quantile = float(np.quantile(largest, 0.95))
     found = {}
     for one, other in product(range(len(names)), repeat=2):
         mean, half = float(means[one] - means[other]), quantile * float(error[one, other])
