@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from adagrpo.errors import UserError
+from adagrpo.rewards.boosted import BoostedReward
 from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.rewards.model_files import LARGEST_MODEL, load_model, require
-from adagrpo.rewards.tables import BoostedReward
 from adagrpo.rewards.trees import checked_model
 from adagrpo.types import Histories, Ragged
 

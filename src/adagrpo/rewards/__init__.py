@@ -1,12 +1,13 @@
 """Rewards: the protocol, implementations, and checked scoring."""
 
+from adagrpo.rewards.boosted import BoostedReward
 from adagrpo.rewards.callable import CallableReward, keywords_of, load_function, module_files
 from adagrpo.rewards.features import FeatureReward
 from adagrpo.rewards.http import HttpReward
 from adagrpo.rewards.model_files import TreeModel, load_model
 from adagrpo.rewards.noise import NoiseReward
 from adagrpo.rewards.protocol import BadReward, CrossFitted, Reward, WeightedReward, ask_reward
-from adagrpo.rewards.tables import BoostedReward, Tables
+from adagrpo.rewards.tables import Tables
 
 __all__ = [
     "BadReward",

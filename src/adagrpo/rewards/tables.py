@@ -1,4 +1,4 @@
-"""A model file as a reward; its features by name: columns of the item table, of a table of users, and our own.
+"""Features of a model file by name: columns of the item table, of a table of users, and our own.
 
 A name that stands in two of these is refused; `item.price`, `user.price` and `ours.age` say which is meant.
 """
@@ -6,21 +6,17 @@ A name that stands in two of these is refused; `item.price`, `user.price` and `o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-import torch
-from torch import Tensor
 
 from adagrpo.data.logs.cells import blank_to_null
 from adagrpo.errors import UserError
-from adagrpo.rewards.external import ItemId, users_of
-from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.rewards.features import FEATURES
 from adagrpo.rewards.model_files import MISSING_TEXT, Known, TreeModel
-from adagrpo.types import Histories
 
 SHOWN = 100  # characters of a feature's name in a message
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
@@ -149,49 +145,3 @@ def _by_number(column: pl.Series, known: Known, message: str) -> pl.Series:
     if column.count() and not found.count():
         raise UserError(message.format(", ".join(map(repr, known[:5]))))
     return found.fill_null(np.nan)
-
-
-_FEW = 4096  # items that one thread scores: several would wait for each other longer, above all where a service is busy
-
-
-class BoostedReward:
-    """A model of LightGBM, XGBoost or CatBoost as a reward; scores are raw."""
-
-    def __init__(
-        self,
-        model: TreeModel,
-        features: Features,
-        tables: Tables = Tables(),
-        user_ids: Sequence[ItemId] = (),  # (U,)
-    ) -> None:
-        """Find the model's features; see `features_of` for errors."""
-        self.model, self.features, self.tables, self.user_ids = model, features, tables, user_ids
-        self.columns = features_of(model, tables)
-        self.name = model.path.name
-
-    def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items, see `Reward.score`; each history's user is left out of all counts."""
-        if not items.numel():
-            return torch.zeros(items.shape, device=items.device)
-        kinds = {column.of for column in self.columns}
-        ours = self.features.of(histories, items) if "ours" in kinds else None
-        wanted = np.maximum(items.cpu().numpy(), 0).ravel()
-        users = np.repeat(self._user_rows(histories) if "user" in kinds else [], items.shape[1]).astype(np.int64)
-        table: list[pl.Series] = []
-        for column in self.columns:
-            if column.values is not None:
-                table.append(column.values.gather(wanted if column.of == "item" else users))
-            elif ours is not None:
-                table.append(pl.Series(ours[:, :, column.place].ravel(), dtype=pl.Float64))
-        threads = torch.get_num_threads() if items.numel() > _FEW else 1
-        try:
-            scores = self.model.predict(table, threads)
-        except Exception as error:  # of a library: a missing or infinite value that its model does not take
-            said = str(error).strip().partition("\n")[0][:200]
-            raise UserError(f"reward {self.model.path}: raised {type(error).__name__}: {said}") from error
-        return torch.from_numpy(np.asarray(scores, np.float32).reshape(items.shape)).to(items.device)
-
-    def _user_rows(self, histories: Histories) -> list[int]:
-        """The row of each user in the table, the one past its end where it has none."""
-        rows, nobody = self.tables.rows, len(self.tables.users)
-        return [rows.get(str(user), nobody) for user in users_of(histories, self.user_ids)]
