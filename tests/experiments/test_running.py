@@ -112,12 +112,13 @@ def test_switches_are_lines_beside_the_plan(tmp_path: Path) -> None:
 def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
     path, clock = tmp_path / "plan.yaml", [PLAN.begins + 4 * DAY]
     path.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
-    there = LiveExperiment(path, lambda: clock[0])
+    here, there = (LiveExperiment(path, lambda: clock[0]) for _ in range(2))
     user = next(user for user, given in assigned(4.0).items() if given == Assigned("new", "arm"))
-    assert there.assign(user) == Assigned("new", "arm")
-    add_switch(path, there.plan, now=clock[0], stop="new")
+    assert here.assign(user) == there.assign(user) == Assigned("new", "arm")
+    here.switch(stop="new")
+    assert here.assign(user) == Assigned("now", "stopped")  # at once
     clock[0] += 0.6
-    assert there.assign(user) == Assigned("now", "stopped")  # within a second
+    assert there.assign(user) == Assigned("now", "stopped")  # and within a second elsewhere
     assert there.state() | {"plan": ""} == {
         "name": "ramped", "plan": "", "share": 1.0, "stopped": {"new": "2026-11-12T00:00:00+00:00"},
     }  # fmt: skip
@@ -126,7 +127,7 @@ def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
     assert there.assign(user) == Assigned("now", "stopped")  # a file that cannot be read switches nothing on
     switches_path(path).unlink()
     assert not LiveExperiment(path).frozen and not frozen_path(path).exists()  # a service that does not start
-    there.freeze()
+    here.freeze()
     assert LiveExperiment(path).frozen
     path.write_text(yaml.safe_dump(CONTENT | {"days": 8}), encoding="utf-8")
     with pytest.raises(UserError, match="was changed after it was frozen"):
@@ -144,8 +145,7 @@ def test_a_switch_after_one_that_was_written_halfway_holds(tmp_path: Path) -> No
     moment = PLAN.begins + 4 * DAY
     live = LiveExperiment(path, lambda: moment)
     switches_path(path).write_text('{"time": 1.0, "share": 0.5}\n{"time": 17958', encoding="utf-8")  # a full disk
-    made = add_switch(path, live.plan, now=moment, stop="new")
-    live = LiveExperiment(path, lambda: moment)
+    made = live.switch(stop="new")
     assert live.state()["stopped"].keys() == {"new"} and {live.assign(user).arm for user in USERS} == {"now", "third"}
     assert read_switches(path, PLAN) == Switches(((1.0, 0.5),), {"new": made["time"]})
 

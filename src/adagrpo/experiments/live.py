@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.allocation import Assigned, Switches, assign_at, read_switches, switches_path
+from adagrpo.experiments.allocation import Assigned, Switches, add_switch, assign_at, read_switches, switches_path
 from adagrpo.experiments.interleaving import coins, team_draft
 from adagrpo.experiments.plan import PLAN_DIGITS, freeze, hash_of, moment_of, read_frozen, read_plan
 
@@ -47,6 +47,12 @@ class LiveExperiment:
     ) -> list[tuple[int, int]]:
         """Return a draft of both lists, see `team_draft`; 0 is the control."""
         return team_draft(control, treatment, count, coins(self.plan.salt, request_id))
+
+    def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
+        """Add a switch, see `add_switch`; it takes effect here at once."""
+        made = add_switch(self.path, self.plan, now=self._clock(), share=share, stop=stop)
+        self._looked = float("-inf")
+        return made
 
     def state(self) -> dict[str, Any]:
         """Return name, plan, share and stopped arms, as JSON."""
