@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adagrpo.decoding import beam_search, sample
-from adagrpo.networks.layers import autocast_dtype
+from adagrpo.networks import autocast_dtype
 from adagrpo.objective import clipped_surrogate, gated_sum, group_advantages, group_loss
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration

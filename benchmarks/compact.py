@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adagrpo.config import FitConfig, load_config
 from adagrpo.evaluation.predictions import predict
-from adagrpo.networks.layers import autocast_dtype, mixed_precision
+from adagrpo.networks import autocast_dtype, mixed_precision
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

@@ -29,7 +29,7 @@ from adagrpo.config.objective import GateName
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gather_evidence
 from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
-from adagrpo.networks.layers import mixed_precision
+from adagrpo.networks import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
 from adagrpo.types import Histories

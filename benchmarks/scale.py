@@ -15,7 +15,7 @@ import torch
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search_both
 from adagrpo.evaluation.predictions import predict
-from adagrpo.networks.layers import mixed_precision
+from adagrpo.networks import mixed_precision
 from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 from adagrpo.objective.gates import Gate, GateDecision, by_control, by_first_cause, register, smallest
-from adagrpo.ranges import Share
+from adagrpo.types import Share
 
 __all__ = ["bernoulli_gate", "inverted_gate", "oracle_gate", "rollout_miss_gate"]
 

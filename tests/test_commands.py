@@ -34,10 +34,12 @@ PAGES = [page for page in PAGES if "decisions" not in page.parts]
 MARKER = re.compile(r"run|not run: .+|measured once: \d{4}-\d\d-\d\d")
 COMMAND = re.compile(r"^(?:adagrpo|pip|python|make|curl|accelerate) \S", re.MULTILINE)
 SHELL = ("sh", "bash", "console", "shell")
+SHORT = {"adagrpo decide ": "adagrpo decide --set sft.epochs=3 --set ranker.fit.epochs=2 "}
+SHOP = {"--users 1000 --items 400": "--users 120 --items 100"}
 SMALLER = {
-    "README.md": {},
-    "docs/how-to/rules.md": {"--users 1000 --items 400": "--users 120 --items 100"},
-    "docs/tutorial/first-hour.md": {"--users 1000 --items 400": "--users 120 --items 100"},
+    "README.md": SHORT,
+    "docs/how-to/rules.md": SHORT | SHOP,
+    "docs/tutorial/first-hour.md": SHORT | SHOP,
 }
 VERB = re.compile(r"\badagrpo ([a-z]+)(?= |$)", re.MULTILINE)
 

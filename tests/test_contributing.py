@@ -37,9 +37,7 @@ def edit(file: Path, old: str, new: str) -> None:
 def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """The command line of a copy of the program to which the page's gate, policy kind and command were added."""
     source = tmp_path_factory.mktemp("source")
-    package = shutil.copytree(
-        ROOT / "src" / "adagrpo", source / "adagrpo", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    package = shutil.copytree(ROOT / "src" / "adagrpo", source / "adagrpo")
     rule, entry = code("Adding a gate")
     table = "GATES: dict[str, Gate] = {"
     edit(package / "objective" / "gates.py", table, f"{rule}\n\n{table}")

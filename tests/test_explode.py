@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 import yaml
 
-from adagrpo.config.messages import SHOWN
 from adagrpo.config.recipe import load_config
+from adagrpo.config.section import SHOWN
 from adagrpo.config.yaml_text import parse_yaml
-from adagrpo.data.logs import unpacking
+from adagrpo.data.logs import formats
 from adagrpo.data.logs.chunks import read_table
+from adagrpo.data.logs.formats import LONGEST_LINE, read_blocks
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
-from adagrpo.data.logs.unpacking import LONGEST_LINE, read_blocks
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids import import_semantic_ids
 
@@ -59,7 +59,7 @@ def test_a_bomb_is_refused_and_the_process_lives(refusals: dict[str, dict[str, A
 
 
 def test_a_gzip_file_of_usual_rows_reads_as_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "ALWAYS", 2**12)  # judged over and over
+    monkeypatch.setattr(formats, "ALWAYS", 2**12)  # judged over and over
     rows = "".join(f"u{n % 97},i{n * 7919 % 1009},{10 * n}\n" for n in range(20_000))
     (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
@@ -69,7 +69,7 @@ def test_a_gzip_file_of_usual_rows_reads_as_its_text(tmp_path: Path, monkeypatch
 
 def test_the_bound_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A megabyte of equal rows is about 500 times what it packs to; as a log and as an item table."""
-    monkeypatch.setattr(unpacking, "ALWAYS", 2**12)
+    monkeypatch.setattr(formats, "ALWAYS", 2**12)
     log, items = tmp_path / "log.csv.gz", tmp_path / "items.csv.gz"
     log.write_bytes(gzip.compress(b"user_id,item_id,timestamp\n" + b"u1,i1,1\n" * 2**17))
     items.write_bytes(gzip.compress(b"item_id,title\n" + b"".join(b"%d,%s\n" % (n, b"x" * 5000) for n in range(200))))
@@ -83,7 +83,7 @@ def test_the_bound_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_bomb_behind_a_large_part_of_usual_rows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the whole it is not 100 times as large: what counts is each stretch."""
-    monkeypatch.setattr(unpacking, "ALWAYS", 2**18)
+    monkeypatch.setattr(formats, "ALWAYS", 2**18)
     path = tmp_path / "log.csv.gz"
     noise = np.random.default_rng(0).bytes(2**18).hex()
     usual = "\n".join(noise[at : at + 99] for at in range(0, len(noise), 99)) + "\n"
@@ -104,7 +104,7 @@ def test_a_line_that_does_not_end_is_named(tmp_path: Path) -> None:
 
 
 def test_parquet_is_bounded_by_its_rows_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "ALWAYS", 2**12)
+    monkeypatch.setattr(formats, "ALWAYS", 2**12)
     path = tmp_path / "log.parquet"
     draw = np.random.default_rng(0).integers(0, 2**62, 10_000)
     # 80 kB of random numbers; ones and equal texts take next to nothing, but count for 80 kB each and 7 MB

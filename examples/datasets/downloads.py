@@ -2,7 +2,7 @@
 
 A wanted file is known by the end of its path, such as `ml-1m/ratings.dat`. It is looked for among the files that were
 given, below folders, and in zip and tar archives, which are read and never unpacked onto the disk. What comes out of
-an archive is bounded as everywhere, see `adagrpo.data.logs.unpacking`.
+an archive is bounded as everywhere, see `adagrpo.data.logs.formats`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, expansion_limit, read_blocks
+from adagrpo.data.logs.formats import MAX_EXPANSION, expansion_limit, read_blocks
 from adagrpo.errors import UserError
 
 __all__ = ["Download", "Downloads"]

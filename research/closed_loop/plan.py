@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from adagrpo.config.data import MarketplaceConfig
-from adagrpo.config.messages import explain
 from adagrpo.config.recipe import Config, load_config
-from adagrpo.config.section import Positive, PositiveFloat, Section, Share
+from adagrpo.config.section import Positive, PositiveFloat, Section, Share, read_section
 from adagrpo.config.training import OWN_NAME, ArmConfig
-from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 
 __all__ = ["CanaryPlan", "LoopPlan", "MarketPlan", "WorldPlan", "read_loop_plan"]
@@ -93,14 +90,7 @@ def read_loop_plan(path: Path) -> tuple[LoopPlan, Config]:
     Raises:
         UserError: no such file, or it is not what it should be.
     """
-    try:
-        plan = LoopPlan.model_validate(read_yaml(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such plan") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, LoopPlan)}") from error
+    plan = read_section(path, LoopPlan, "plan")
     config = load_config(path.parent / plan.recipe)
     if config.data.marketplace is None:
         raise UserError(f"{path}: recipe: {plan.recipe} has no data.marketplace, and the loop is closed in one")

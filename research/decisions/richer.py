@@ -45,7 +45,7 @@ from adagrpo.pipeline.stages.fuse import choices_of, validation_cases
 from adagrpo.pipeline.stages.tokenize import item_vectors
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward
-from adagrpo.rewards.scoring import ask_catalogue
+from adagrpo.rewards.protocol import ask_catalogue
 from adagrpo.types import Cases, Histories
 from research.command import run
 from research.decisions.network import weights_alone

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, booleans, id_texts
 from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import one_line
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.formats import MAX_EXPANSION, one_line
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_test, load_user_ids
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
@@ -52,7 +51,7 @@ def read_judged(
         user: the column of users, in the ids of the logs.
         labels: columns of true and false.
         some_users: that many users at most, a function of (seed, user).
-        max_expansion: see `adagrpo.data.logs.unpacking`.
+        max_expansion: see `adagrpo.data.logs.formats`.
 
     Returns:
         user, item and a boolean column a label, by user and item; and how many rows were left out for which reason.

@@ -46,7 +46,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.evaluate import read_lists
 from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.rewards import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.protocol import ask_reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 from research.command import run

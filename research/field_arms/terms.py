@@ -28,7 +28,7 @@ from torch import Tensor
 
 from adagrpo.objective import clipped_surrogate, first_occurrence, group_advantages, group_loss
 from adagrpo.objective.terms import Objective, RewardTerm, TermInputs, TermLoss, register
-from adagrpo.ranges import NonNegativeFloat, PositiveFloat
+from adagrpo.types import NonNegativeFloat, PositiveFloat
 
 __all__ = ["EXTENSIONS", "awr", "goalrank", "grp", "gryphon", "gspo", "register_all", "rloo", "s_dpo"]
 

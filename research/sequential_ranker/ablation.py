@@ -29,7 +29,7 @@ from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.sequences import length_bucketed_batches, pad
 from adagrpo.evaluation.predictions import rank_by_ranker
-from adagrpo.networks.layers import Dropout, initialise, mixed_precision, sampled_softmax_loss
+from adagrpo.networks import Dropout, initialise, mixed_precision, sampled_softmax_loss
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adagrpo import networks
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import ranks_in
 from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.metrics import hit_rate, ndcg
-from adagrpo.networks import layers
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -80,9 +80,9 @@ class NoBias(nn.Module):
 @contextmanager
 def changed(parts: tuple[str, ...]) -> Iterator[None]:
     """Build encoders with parts as they were."""
-    made, encoded = layers.CausalEncoder.__init__, CompactPolicy.encode_vectors
+    made, encoded = networks.CausalEncoder.__init__, CompactPolicy.encode_vectors
 
-    def build(self: layers.CausalEncoder, *, width: int, heads: int, max_length: int, **options: float) -> None:
+    def build(self: networks.CausalEncoder, *, width: int, heads: int, max_length: int, **options: float) -> None:
         made(self, width=width, heads=heads, max_length=max_length, **options)  # type: ignore[arg-type]
         self.enter = Enter(width, max_length, parts)  # type: ignore[assignment]
         for block in self.blocks if ORDER in parts else ():
@@ -92,7 +92,7 @@ def changed(parts: tuple[str, ...]) -> Iterator[None]:
         return CompactContext(self.encoder.dropout(encoded(self, *inputs).states))
 
     with ExitStack() as patches:
-        patches.enter_context(patch.object(layers.CausalEncoder, "__init__", build))
+        patches.enter_context(patch.object(networks.CausalEncoder, "__init__", build))
         if STATES in parts:
             patches.enter_context(patch.object(CompactPolicy, "encode_vectors", encode))
         yield

@@ -94,11 +94,7 @@ def first_on(found: list[DailySigns], sign: str) -> int | None:
 
 
 def gini(counts: Ints) -> float:  # (V,)
-    """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all.
-
-    >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
-    (0.0, 0.75)
-    """
+    """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all."""
     ordered = np.sort(counts.astype(np.float64))
     if not ordered.sum():
         return 0.0

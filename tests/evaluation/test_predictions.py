@@ -29,9 +29,7 @@ MAX_HISTORY = 6
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "adagrpo.networks.layers.autocast_dtype", lambda device: None
-    )  # bf16 would blur the comparisons
+    monkeypatch.setattr("adagrpo.networks.autocast_dtype", lambda device: None)  # bf16 would blur the comparisons
     torch.set_num_threads(1)  # batches this small only wait for a second thread
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adagrpo.lists import sources
 from adagrpo.lists.sources import NearestItems, RankerScores, Shares, popular_shares, similarities, successors
-from adagrpo.networks.layers import mixed_precision
+from adagrpo.networks import mixed_precision
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Cases, Histories, Ragged
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adagrpo.networks import layers
-from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, _attend, initialise, linear_weights_in
+from adagrpo import networks
+from adagrpo.networks import CausalEncoder, Dropout, FeedForward, _attend, initialise, linear_weights_in
 
 
 def encoder(dropout: float = 0.0) -> CausalEncoder:
@@ -117,7 +117,7 @@ def test_the_size_of_what_is_read_does_not_matter():
 
 @pytest.mark.parametrize("kernel", ["plain", "fused"])
 def test_a_block_is_attention_plus_feed_forward_by_hand(kernel, monkeypatch):
-    monkeypatch.setattr(layers, "_SHORT", 64 if kernel == "plain" else 0)
+    monkeypatch.setattr(networks, "_SHORT", 64 if kernel == "plain" else 0)
     module = CausalEncoder(width=4, layers=1, heads=2, max_length=3, dropout=0.0)
     initialise(module, std=0.5, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.networks import layers
-from adagrpo.networks.layers import sampled_softmax_loss
+from adagrpo import networks
+from adagrpo.networks import sampled_softmax_loss
 
 TARGETS = torch.tensor([3, 0, 3, 7, 5])
 NEGATIVES = torch.tensor([3, 3, 9, 0, 8, 3])  # drawn with repetition; hits of three of the five targets
@@ -26,7 +26,7 @@ def slow(states: Tensor, positive: Tensor, vectors: Tensor, bias: Tensor, target
 
 @pytest.mark.parametrize("rows", [2, 128])  # rows at a time: the last part is shorter than the others
 def test_losses_and_gradients_are_those_of_the_plain_softmax(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(layers, "_ROWS", rows)
+    monkeypatch.setattr(networks, "_ROWS", rows)
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0])
     tensors = inputs(5, 6)
     actual = sampled_softmax_loss(*tensors, TARGETS, NEGATIVES)

@@ -180,7 +180,7 @@ REGISTERED = """
 import torch
 from adagrpo.objective.gates import Evidence, Gate, GateDecision, by_first_cause
 from adagrpo.objective.gates import register
-from adagrpo.ranges import Share
+from adagrpo.types import Share
 
 def sure_gate(above_policy: torch.Tensor, degenerate: torch.Tensor, *, tau: Share = 0.9) -> GateDecision:
     return by_first_cause(degenerate, hard=above_policy >= tau, discriminated=~degenerate)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adagrpo.objective.terms import TERMS, RewardTerm, TermInputs, TermLoss
-from adagrpo.ranges import PositiveFloat
+from adagrpo.types import PositiveFloat
 
 NAN = float("nan")
 

@@ -21,6 +21,7 @@ CHANGES: dict[str, Any] = {
     "decide": {"refit": False},  # as in the recipe of the demo
     "data": {"logs": None, "marketplace": {"users": 120, "items": 90}},
     "reward": {"kind": "lambdarank"},
+    "ranker": {"lambdarank": {"trees": 20}},
     "train": {"arms": ["nll", "grpo"]},
 }
 

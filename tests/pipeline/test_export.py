@@ -28,7 +28,7 @@ from adagrpo.decoding import beam_search
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict
 from adagrpo.lists.query import Query
-from adagrpo.networks.layers import autocast_dtype
+from adagrpo.networks import autocast_dtype
 from adagrpo.pipeline import (
     Run,
     open_version,

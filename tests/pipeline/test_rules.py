@@ -97,8 +97,8 @@ def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict
 
 
 @pytest.mark.slow
-def test_five_thousand_users_get_the_measured_lists(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
-    write_shop(tmp_path, 7500, ITEMS)
+def test_a_thousand_users_get_the_measured_lists(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
+    write_shop(tmp_path, 1500, ITEMS)  # `benchmarks.rules` answers five times as many
     recipe = shop[1].recipe
     recipe["data"] |= {"logs": [tmp_path / "orders.csv"]}
     recipe["data"]["items"] |= {"path": tmp_path / "products.parquet"}
@@ -116,7 +116,7 @@ def test_five_thousand_users_get_the_measured_lists(shop: tuple[Path, Run, dict[
     ]
     firsts = range(0, len(queries), 64)
     answers = [one.items for first in firsts for one in served.recommend(queries[first : first + 64])]
-    assert len(users) >= 5000 and answers == [measured[user] for user in users]
+    assert len(users) > 1000 and answers == [measured[user] for user in users]
 
 
 def test_every_list_keeps_the_rules_and_some_would_not_without(shop: tuple[Path, Run, dict[str, Any]]) -> None:

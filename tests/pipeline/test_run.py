@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from adagrpo.storage.artifacts import verify
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import TOKEN
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.reliability.processes import Server, server
 
 
 @pytest.fixture
@@ -437,25 +440,38 @@ def test_another_process_is_refused_and_a_dead_one_is_not(run: Run) -> None:
     assert run.path(".lock").read_text(encoding="utf-8") == f"{os.getpid()}\n{TOKEN}\n"
 
 
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """Processes of their own, which import nothing, and what the last one wrote to stderr."""
+    folder = tmp_path_factory.mktemp("processes")
+    with server(folder) as result:
+        yield result, folder / "said.txt"
+
+
 def test_a_killed_process_is_continued_to_the_same_bytes(
-    finished: Path, data: Path, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], world: Any
+    finished: Path,
+    data: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    world: Any,
+    processes: tuple[Server, Path],
 ) -> None:
     """A real process, stopped in the middle of sft or soon after, refused a second one beside it, then killed."""
-    program = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
     directory = tmp_path / "run"
     arguments = ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", str(directory), "--quiet"]
-    with subprocess.Popen([sys.executable, "-c", program, *arguments]) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not (list(directory.glob(".work/sft/checkpoints/0*")) or (directory / "sft").exists()):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.001)
-            process.send_signal(signal.SIGSTOP)
-            run = world.run(directory, data)
-            with pytest.raises(UserError, match=f"process {process.pid} is at work here"):
-                run.complete()
-        finally:
-            process.kill()
+    pid = processes[0].start(arguments)
+    try:
+        deadline = time.monotonic() + 120
+        while not (list(directory.glob(".work/sft/checkpoints/0*")) or (directory / "sft").exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGSTOP)
+        run = world.run(directory, data)
+        with pytest.raises(UserError, match=f"process {pid} is at work here"):
+            run.complete()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        assert processes[0].wait()[0] == -signal.SIGKILL
     world.run(directory, data).complete()
     assert contents(directory) == contents(finished)
 
@@ -471,6 +487,7 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
     world: Any,
     number: signal.Signals,
     status: int,
+    processes: tuple[Server, Path],
 ) -> None:
     directory = tmp_path / "run"
     recipe = tmp_path / "recipe.yaml"
@@ -478,17 +495,16 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
     content["sft"]["checkpoint_seconds"] = 3600  # nothing is saved but for the signal
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     command = ["run", str(recipe), "--data", str(data), "--out", str(directory), "--quiet"]
-    with subprocess.Popen([sys.executable, "-m", "adagrpo", *command], stderr=subprocess.PIPE, text=True) as process:
-        steps = directory / ".work" / "sft" / "steps.jsonl"
-        deadline = time.monotonic() + 60
-        while not (steps.is_file() and steps.stat().st_size):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.001)
-        process.send_signal(number)
-        message = process.communicate()[1]
-    assert process.returncode == status
+    pid = processes[0].start(command)
+    steps = directory / ".work" / "sft" / "steps.jsonl"
+    deadline = time.monotonic() + 120
+    while not (steps.is_file() and steps.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(pid, number)
+    assert processes[0].wait()[0] == status
     word = "terminated" if number == signal.SIGTERM else "interrupted"
-    assert message == f"adagrpo: {word}; the same command continues\n"
+    assert processes[1].read_text(encoding="utf-8") == f"adagrpo: {word}; the same command continues\n"
     (saved,) = directory.glob(".work/sft/checkpoints/0*")
     assert int(saved.name) == len(steps.read_text(encoding="utf-8").splitlines())
     world.run(directory, data).complete()

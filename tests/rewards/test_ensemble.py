@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.rewards.ensemble import WeightedReward
+from adagrpo.rewards.protocol import WeightedReward
 from adagrpo.types import Histories
 
 HISTORIES = Histories(torch.tensor([[0], [1]]), torch.tensor([1, 1]))

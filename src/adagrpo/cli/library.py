@@ -3,14 +3,13 @@
 import pydantic
 import torch
 
-from adagrpo import config, console, monitoring, pipeline, report
+from adagrpo import config, console, monitoring, networks, pipeline, report
 from adagrpo.cli import tracking
 from adagrpo.config import data, reward, rules, yaml_text
 from adagrpo.data.logs import cells, formats, items, preview, question
 from adagrpo.data.simulation import marketplace
 from adagrpo.exposures import exposure_collect, user_hash
 from adagrpo.lists import eligibility, exploration
-from adagrpo.networks import layers
 from adagrpo.pipeline import (
     checks,
     compare,

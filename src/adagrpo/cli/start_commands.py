@@ -243,6 +243,6 @@ def doctor(common: Common) -> None:
             facts[package] = "missing"
     facts |= {"threads": library.torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
     facts["mixed_precision"] = (
-        "bf16" if library.layers.autocast_dtype(device) is not None else "no (bf16 would be emulated)"
+        "bf16" if library.networks.autocast_dtype(device) is not None else "no (bf16 would be emulated)"
     )
     print_values(facts, common.as_json)

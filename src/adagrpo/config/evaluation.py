@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from adagrpo.config.messages import nearest
-from adagrpo.config.section import Positive, PositiveFloat, Section
+from adagrpo.config.section import Positive, PositiveFloat, Section, nearest
 from adagrpo.metrics import comparable
 
 GroupFilter = dict[str, tuple[str | int | bool, ...]]  # values by column of the item table

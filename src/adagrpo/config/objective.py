@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from adagrpo.config.messages import nearest
-from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
+from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, nearest
 from adagrpo.objective import GATES, Gate
 from adagrpo.objective.terms import TERMS, RewardTerm
 

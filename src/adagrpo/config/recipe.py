@@ -11,12 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from adagrpo.config.data import DataConfig
 from adagrpo.config.evaluation import CompareConfig, DecideConfig, EvaluationConfig
-from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig, TokenizerConfig
 from adagrpo.config.objective import ObjectiveConfig, in_sections
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.rules import RulesConfig
-from adagrpo.config.section import Positive, Section
+from adagrpo.config.section import Positive, Section, explain
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
 from adagrpo.errors import UserError

@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from adagrpo.config.evaluation import GroupFilter, one_or_several
-from adagrpo.config.messages import explain
-from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share
-from adagrpo.config.yaml_text import read_yaml
-from adagrpo.errors import UserError
+from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share, read_section
 
 
 class AvailableConfig(Section):
@@ -117,20 +113,5 @@ class RulesConfig(Section):
 
 
 def load_rules(path: Path) -> RulesConfig:
-    """Read a file of rules; an empty one has none.
-
-    Raises:
-        UserError: it is missing or not YAML, a key is unknown or a value invalid.
-    """
-    try:
-        content: Any = read_yaml(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file of rules") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(content or {}, dict):
-        raise UserError(f"{path}: a file of rules is a mapping, this is {type(content).__name__}")
-    try:
-        return RulesConfig.model_validate(content or {})
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, RulesConfig)}") from error
+    """Read a file of rules; an empty one has none. Errors as in `read_section`."""
+    return read_section(path, RulesConfig, "file of rules", may_be_empty=True)

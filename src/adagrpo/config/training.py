@@ -8,10 +8,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
-from adagrpo.config.messages import explain, nearest
 from adagrpo.config.models import FitConfig
 from adagrpo.config.objective import VALIDATION, GateName, ObjectiveConfig
-from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
+from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, explain, nearest
 from adagrpo.errors import UserError
 from adagrpo.objective import GATES
 from adagrpo.objective.terms import OBJECTIVES, TERMS

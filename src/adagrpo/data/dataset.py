@@ -37,9 +37,9 @@ from adagrpo.data.columns import (
 )
 from adagrpo.data.logs.cells import blank_to_null, id_texts, numbers
 from adagrpo.data.logs.chunks import read_table
+from adagrpo.data.logs.formats import MAX_EXPANSION
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.log_fields import UNITS
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
 KEY = b"adagrpo: items, 1"
@@ -51,9 +51,6 @@ def in_hash_order(ids: pl.Series, key: bytes = KEY) -> pl.Series:
 
     Ids often ascend by first appearance, popularity or release date, which could leak through ties. The key is fixed,
     so that runs share prepared data.
-
-    >>> in_hash_order(pl.Series("item_id", [1, 2, 3, 4, 5, 5])).to_list()
-    [4, 1, 3, 2, 5]
     """
     distinct = ids.unique().sort()
     texts = distinct.cast(pl.String)
@@ -282,11 +279,7 @@ def shuffle_ties(
 
 # users (N,) end to end; values (N,)
 def ascending_runs(users: NDArray[np.integer], values: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Number the maximal strictly ascending runs within users, (N,).
-
-    >>> ascending_runs(np.array([0, 0, 0, 0, 1]), np.array([3, 5, 4, 9, 10])).tolist()
-    [0, 0, 1, 1, 2]
-    """
+    """Number the maximal strictly ascending runs within users, (N,)."""
     breaks = (np.diff(users) != 0) | (np.diff(values) <= 0)
     return np.concatenate([[0], np.cumsum(breaks)]).astype(np.int64)[: len(users)]
 

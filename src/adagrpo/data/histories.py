@@ -18,8 +18,7 @@ import polars as pl
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.logs.cells import id_value
 from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, kind_of, path_of, reading, require
-from adagrpo.data.logs.unpacking import read_blocks
+from adagrpo.data.logs.formats import columns_of, kind_of, path_of, read_blocks, reading, require
 from adagrpo.errors import UserError
 
 HISTORY = "history"

@@ -46,12 +46,7 @@ def common_users_of(
     user_items: sparse.csr_array,  # (U, V), from `users_of_items`
     items: NDArray[np.int64],  # (N,), ascending and distinct
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
-    """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts.
-
-    >>> user_items = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
-    >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(user_items, np.array([0, 2]))]
-    [[[2, 1, 1], [1, 0, 1]]]
-    """
+    """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts."""
     users = user_items.T.tocsr()[items]
     sizes = np.diff(user_items.indptr).astype(np.int64)
     bounds = np.append(0, sizes[users.indices].cumsum())[users.indptr]  # products up to each row
@@ -69,9 +64,6 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
 
     An item `d` steps later counts 1/d, each known basket one for each item of the next, which its items share, or each
     counts one, and counts are whole numbers.
-
-    >>> successions(Ragged(np.array([0, 1, 0, 1, 2], np.int32), np.array([0, 4, 5])), 3).toarray().astype(int).tolist()
-    [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     """
     if training.baskets is not None:
         users = np.repeat(np.arange(len(training)), training.lengths)

@@ -31,12 +31,7 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
-    """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1.
-
-    >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
-    tensor([[-1],
-            [ 5]])
-    """
+    """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1."""
     lengths = np.maximum(_lengths(ragged, rows) - max_length, 0)
     real = np.arange(lengths.max(initial=0)) < lengths[:, None]
     items = np.full(real.shape, -1, np.int64)

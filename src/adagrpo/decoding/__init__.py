@@ -1,9 +1,5 @@
 """Decoding of Semantic IDs: ancestral sampling and beam search, free or constrained to a catalogue by a trie.
 
-    sample           draws with replacement           `adagrpo.decoding.sampling`
-    score sequences  of given codes, with gradients   `adagrpo.decoding.sampling`
-    beam search      the most probable sequences      `adagrpo.decoding.beams`
-
 `sample` and `score_sequences` mask the logits by the trie and renormalise, since a policy gradient needs the
 probabilities of the distribution that was sampled. `beam_search` masks *after* the log-softmax, as Hugging Face's
 `generate` does with a prefix function, so items are ranked by the policy's own probability.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adagrpo.decoding.sampling import DeadEnd, check
 from adagrpo.errors import NotFinite
-from adagrpo.networks.layers import take
+from adagrpo.networks import take
 from adagrpo.policies.policy import ContextT, Policy, StateT
 from adagrpo.semantic_ids.trie import Excluded, Trie
 

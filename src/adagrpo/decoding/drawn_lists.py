@@ -169,21 +169,13 @@ def rank_log_probs(log_probs: Tensor, rest: Tensor) -> Tensor:
     """Return log-probabilities of items at their ranks, given those above, from those of drawing each first.
 
     -inf where there is none.
-
-    >>> rank_log_probs(torch.tensor([[0.5, 0.25]]).double().log(), torch.tensor([0.25]).double().log()).exp().tolist()
-    [[0.5, 0.5]]
     """
     left = torch.cat([rest.unsqueeze(1), log_probs.flip(1)], 1).logcumsumexp(1)[:, 1:].flip(1)
     return torch.where(log_probs == -torch.inf, -torch.inf, log_probs - left)
 
 
 def inclusion_log_prob(log_prob: float, threshold: float) -> float:
-    """Return the log-probability that an item is in a list, given the threshold, g of the first item that is not.
-
-    >>> import math
-    >>> round(math.exp(inclusion_log_prob(math.log(0.5), 0.0)), 6)  # 1 - exp(-1/2)
-    0.393469
-    """
+    """Return the log-probability that an item is in a list, given the threshold, g of the first item that is not."""
     distance = log_prob - threshold
     if distance < -36.0:  # 1 - exp(-x) is x in double precision
         return distance

@@ -1,9 +1,6 @@
 """The whole diagnosis of a reward on validation cases, as a JSON-able result.
 
-orders     the beam ordered by policy, ranker and mix; `strata` by cells    `adagrpo.diagnosis.orders`
-leak       signs that the reward has seen the held-out items                `adagrpo.diagnosis.leaks`
-verdict    `use` or `do_not_use`, and whether the sign is wrong             `adagrpo.diagnosis.verdict`
-curves     metrics by weight, accuracy by exposure:
+Beside `orders`, `leaks` and `verdict`, curves by the weight of the reward, and accuracy by exposure:
 
     curve(w)     mean over cases of  m(order by log π + w RM / σ) - m(order by log π)        w = ∞: by the reward alone
     order(bin)   mean over cases of the share of the list's other items of the same bin that score below the logged one

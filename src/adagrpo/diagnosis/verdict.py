@@ -8,8 +8,7 @@
     do_not_use    adds nowhere: no gain is shown
     inverted      orders is below 0 with p ≤ `STRONG`: the reward ranks logged items worse than chance
 
-An uninformative reward gets `use` with probability at most `level`. Nothing measured before training predicted in
-simulated shops whether training helps (`research.decisions.shops`). Without influence are the gain of the reward's own
+An uninformative reward gets `use` with probability at most `level`. Without influence are the gain of the reward's own
 order, `leads_as_logged`, or with cases weighted by inverse exposure, `leads`, and the verdicts of other `draws`.
 """
 

@@ -21,10 +21,9 @@ from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.groups.draw import draw_rollouts
-from adagrpo.networks.layers import Precision, mixed_precision
+from adagrpo.networks import Precision, mixed_precision
 from adagrpo.policies.policy import Context, Policy
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.protocol import Reward, ask_reward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible

@@ -23,11 +23,7 @@ Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
 def within_list_std(items: NDArray[np.int64], rewards: NDArray[np.floating[Any]]) -> float:  # items and rewards (N, W)
-    """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards.
-
-    >>> within_list_std(np.array([[4, 7, -1], [2, 3, 9]]), np.array([[0.0, 2.0, np.nan], [5.0, 5.0, 5.0]]))
-    0.7071067811865476
-    """
+    """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards."""
     there = items >= 0
     filled = there.any(axis=1)
     kept = np.where(there, rewards.astype(np.float64), np.nan)[filled]
@@ -51,10 +47,6 @@ def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating[Any]]]) -> f
         min { w : mean_n(d_n) ≥ -1.96 · s(d) / √N },    d_n = value_n(w) - value_n(best weight),
 
     the one-standard-error rule (Breiman et al. 1984) with paired differences and 1.96 standard errors.
-
-    >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
-    >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
-    0.5
     """
     best = by_weight[best_weight(by_weight)]
     less = {weight: np.asarray(values - best, dtype=np.float64) for weight, values in by_weight.items()}

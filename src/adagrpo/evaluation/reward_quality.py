@@ -35,12 +35,7 @@ class CaseQuality(NamedTuple):
 
 
 def case_quality(scores: NDArray[np.float32], targets: Ints) -> CaseQuality:  # scores (N, V), targets (N,)
-    """Rank the whole catalogue in every case.
-
-    >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
-    >>> quality.auc, quality.ndcg
-    (array([0.5]), array([0.5]))
-    """
+    """Rank the whole catalogue in every case."""
     own = np.take_along_axis(scores, targets[:, None], 1)
     above, level = (scores > own).sum(1), (scores == own).sum(1) - 1
     # some rows at a time: as float64 they take several times what the scores do
@@ -71,12 +66,7 @@ def shown_quality(
     *,
     k: int = 10,  # depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; ties share their mean gain
 ) -> ShownQuality:
-    """Rank each user's impressions; NaN where all or nothing was clicked.
-
-    >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
-    >>> quality.auc, quality.ndcg.round(3)
-    (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
-    """
+    """Rank each user's impressions; NaN where all or nothing was clicked."""
     auc, ndcg = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
     starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1))
     for first, last in pairwise([*starts.tolist(), len(scores)]):
@@ -131,11 +121,7 @@ def rank_correlation(
 
 
 def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
-    """Return (V,) "tail" (at most 20 % of interactions), "middle" (with it at most 80 %) or "head".
-
-    >>> popularity_bands(np.array([3, 1, 1, 3, 2])).tolist()
-    ['middle', 'tail', 'tail', 'head', 'middle']
-    """
+    """Return (V,) "tail" (at most 20 % of interactions), "middle" (with it at most 80 %) or "head"."""
     below = metrics.tail_items(popularity, 0.8)
     return np.where(metrics.tail_items(popularity, 0.2), "tail", np.where(below, "middle", "head"))
 

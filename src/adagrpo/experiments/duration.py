@@ -29,9 +29,6 @@ def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
     """Return the half-width of the interval in standard errors, after `seen` answers, tightest at a number of them.
 
     `alpha` is the share of experiments in which any interval misses.
-
-    >>> round(anytime_factor(1000, 1000, 0.05), 3)
-    3.035
     """
     rho = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tightest
     moved = seen * rho
@@ -47,9 +44,6 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
     """Return the users of the whole experiment, of whom control and treatment have shares.
 
     `variation` is deviation over mean, `effect` relative, `z` of test and power, summed.
-
-    >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
-    13189
     """
     return math.ceil((z * variation / math.log1p(effect)) ** 2 * (1 / shares[0] + 1 / shares[1]))
 

@@ -47,12 +47,7 @@ def coins(salt: str, request_id: str) -> Iterator[bool]:
 def team_draft(
     first: Sequence[ItemT], second: Sequence[ItemT], count: int, flips: Iterator[bool]
 ) -> list[tuple[int, int]]:
-    """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`.
-
-    >>> [(first, second)[arm][rank] for first, second in [("abc", "bda")] for arm, rank in
-    ...  team_draft(first, second, 4, iter([True, False]))]
-    ['a', 'b', 'd', 'c']
-    """
+    """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`."""
     lists, nexts = (first, second), [0, 0]
     chosen: set[ItemT] = set()
     drafted: list[tuple[int, int]] = []

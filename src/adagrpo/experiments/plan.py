@@ -12,12 +12,9 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from adagrpo.config.messages import explain
-from adagrpo.config.section import Positive, PositiveFloat, Section
-from adagrpo.config.yaml_text import read_yaml
+from adagrpo.config.section import Positive, PositiveFloat, Section, read_section
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import hash_json, with_hash, without_hash
 from adagrpo.storage.writing import write_file
@@ -176,19 +173,8 @@ def moment_of(time: float) -> str:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan; `UserError` names file and invalid key."""
-    try:
-        content = read_yaml(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such plan") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a plan is a mapping of keys, this is {type(content).__name__}")
-    try:
-        return Plan.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Plan)}") from error
+    """Read a plan; errors as in `read_section`."""
+    return read_section(path, Plan, "plan")
 
 
 def frozen_path(path: Path) -> Path:

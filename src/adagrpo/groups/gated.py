@@ -1,10 +1,7 @@
 """The four steps of a group: drawing, scoring, diagnostics and the gate's decision.
 
-    draw      histories -> rollouts                          `adagrpo.groups.draw`
-    score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
-    evidence  rewards -> ranks, misses, degenerate           difficulty on the rollouts before an injected logged item
-    decide    evidence -> which samples are admitted         at the ends of histories all that are not degenerate,
-                                                             where the gate needs the logged item
+Difficulty is of the rollouts before an injected logged item. At the ends of histories a gate that needs the logged item
+admits all groups that are not degenerate.
 
 All run without gradients or state; the running standard deviation of rewards is passed in and returned.
 """
@@ -73,9 +70,6 @@ def update_running_std(before: float, rewards: Tensor) -> float:
     """Update the running standard deviation of rewards, an exponential average with decay 0.9, by (N,) valid ones.
 
     Before the first step it is 0; fewer than two rewards change nothing.
-
-    >>> update_running_std(0.0, torch.tensor([1.0, 3.0, 5.0])), update_running_std(1.0, torch.tensor([1.0, 3.0, 5.0]))
-    (2.0, 1.1)
     """
     if len(rewards) < 2:
         return before

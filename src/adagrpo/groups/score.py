@@ -26,14 +26,7 @@ def in_batch_negatives(
     uniforms: Tensor,  # (B, B) in [0, 1), column `j` for the `j`-th distinct target; the `M` lowest eligible ones win
     count: int,
 ) -> Tensor:  # (B, M) int64, -1 where too few are eligible
-    """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch.
-
-    >>> histories = Histories(torch.tensor([[3], [1], [3]]), torch.tensor([1, 1, 1]))
-    >>> in_batch_negatives(torch.tensor([1, 2, 2]), histories, torch.full((3, 3), 0.5), 2)
-    tensor([[ 2, -1],
-            [-1, -1],
-            [ 1, -1]])
-    """
+    """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch."""
     samples = len(targets)
     if uniforms.shape != (samples, samples):
         raise ValueError(f"uniforms must be ({samples}, {samples}), got {tuple(uniforms.shape)}")
@@ -51,12 +44,7 @@ class RolloutPool(NamedTuple):
 
 
 def distinct_rollouts(items: Tensor) -> RolloutPool:
-    """Count the rollouts of each sample by item.
-
-    >>> distinct_rollouts(torch.tensor([[7, 5, 7], [5, -1, -1]]))
-    RolloutPool(items=tensor([5, 7]), counts=tensor([[1, 2],
-            [1, 0]]))
-    """
+    """Count the rollouts of each sample by item."""
     distinct = torch.unique(items[items >= 0])
     counts = items.new_zeros(len(items), len(distinct) + 1)  # the last column is for invalid rollouts
     column = torch.searchsorted(distinct, items).masked_fill(items < 0, len(distinct))
@@ -65,14 +53,7 @@ def distinct_rollouts(items: Tensor) -> RolloutPool:
 
 # targets (B,); uniforms (B, D) in [0, 1) -> (B, M) int64, -1 where too few are eligible
 def other_rollouts(targets: Tensor, histories: Histories, pool: RolloutPool, uniforms: Tensor, count: int) -> Tensor:
-    """Draw `M` distinct items per sample from the rollouts of the other samples, proportional to their frequency there.
-
-    >>> histories = Histories(torch.tensor([[3], [4]]), torch.tensor([1, 1]))
-    >>> pool = distinct_rollouts(torch.tensor([[7, 5], [3, 8]]))
-    >>> other_rollouts(torch.tensor([1, 7]), histories, pool, torch.full((2, 4), 0.5), 2)
-    tensor([[ 8, -1],
-            [ 5, -1]])
-    """
+    """Draw `M` distinct items per sample from the rollouts of the other samples, by their frequency there."""
     if uniforms.shape != pool.counts.shape or len(targets) != len(uniforms):
         raise ValueError(f"uniforms must be {(len(targets), len(pool.items))}, got {tuple(uniforms.shape)}")
     _check_drawn(targets, histories, count)
@@ -191,11 +172,7 @@ def score_groups(
 
 # targets (B,), -1 at the ends of histories; rollout_items (B, G), -1 where invalid; negatives (B, M)
 def distinct_candidates(targets: Tensor, rollout_items: Tensor, negatives: Tensor) -> Candidates:
-    """List each distinct item of a row once.
-
-    >>> distinct_candidates(torch.tensor([7]), torch.tensor([[9, -1, 7]]), torch.tensor([[4]])).items
-    tensor([[4, 7, 9]])
-    """
+    """List each distinct item of a row once."""
     samples = len(targets)
     for name, value in (("rollout_items", rollout_items), ("negatives", negatives)):
         if value.ndim != 2 or value.shape[0] != samples:
@@ -214,12 +191,7 @@ def distinct_candidates(targets: Tensor, rollout_items: Tensor, negatives: Tenso
 
 
 def constant_share(candidates: Candidates, scores: Tensor) -> float:
-    """Return the share of rows with two or more candidates whose scores are all equal; 0 without such rows.
-
-    >>> candidates = distinct_candidates(torch.tensor([7, 7]), torch.tensor([[9], [9]]), torch.tensor([[-1], [-1]]))
-    >>> constant_share(candidates, torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
-    0.5
-    """
+    """Return the share of rows with two or more candidates whose scores are all equal; 0 without such rows."""
     _check_scores(candidates, scores)
     real = candidates.items >= 0
     several = real.sum(1) > 1

@@ -145,11 +145,7 @@ class Eligibility:
 
 
 def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
-    """Return why a list is shorter than requested, or None.
-
-    >>> why_short(Narrowing((), None, 7), 10, 7)
-    'only 7 eligible items are left'
-    """
+    """Return why a list is shorter than requested, or None."""
     if found >= wanted:
         return None
     if narrowing.left == 0:
@@ -167,9 +163,6 @@ def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue
 
     Raises:
         UserError: a word is none of these.
-
-    >>> parse_filter(["category=toys", "category=games", "market=de"], "--include")
-    {'category': ['toys', 'games'], 'market': ['de']}
     """
     columns: dict[str, list[GroupValue]] = {}
     for word in words:

@@ -17,8 +17,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.protocol import Reward, ask_reward
 from adagrpo.types import Histories
 
 Ask = Callable[[Reward, Histories, Tensor], Tensor]

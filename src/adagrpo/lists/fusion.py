@@ -23,8 +23,7 @@ from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.names import REWARD
 from adagrpo.lists.sources import CandidateSource, best_of
 from adagrpo.lists.table import SOURCES
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_members, ask_reward
+from adagrpo.rewards.protocol import Reward, ask_members, ask_reward
 from adagrpo.types import Histories
 
 POLICY = "policy"
@@ -176,11 +175,7 @@ def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:  
 
 
 def unite(parts: list[Tensor]) -> Tensor:
-    """Concatenate items (B, N) to (B, ΣN), with -1 for repeats.
-
-    >>> unite([torch.tensor([[4, 2, -1]]), torch.tensor([[2, 5]])]).tolist()
-    [[4, 2, -1, -1, 5]]
-    """
+    """Concatenate items (B, N) to (B, ΣN), with -1 for repeats."""
     items = torch.cat(parts, dim=1)
     ordered, order = items.sort(dim=1, stable=True)
     repeated = torch.zeros_like(ordered, dtype=torch.bool)

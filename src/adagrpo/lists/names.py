@@ -35,11 +35,7 @@ class ListName(NamedTuple):
 
 
 def parse_list(name: str) -> ListName:
-    """Parse a name; any unknown name is the beam of an arm.
-
-    >>> parse_list("nll+fuse"), parse_list("item_knn")
-    (ListName(policy='nll', order='fuse'), ListName(policy=None, order='item_knn'))
-    """
+    """Parse a name; any unknown name is the beam of an arm."""
     if name in (*LISTED, CONTROL) or _ALONE.fullmatch(name):
         return ListName(None, name)
     policy, plus, order = name.rpartition("+")

@@ -47,10 +47,9 @@ from adagrpo.lists.query import (
 from adagrpo.lists.rules import Moved, Rules
 from adagrpo.lists.sources import DECAY, CandidateSource, best_of
 from adagrpo.lists.stored import StoredLists
-from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
+from adagrpo.networks import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import ask_catalogue, ask_reward
+from adagrpo.rewards.protocol import Reward, ask_catalogue, ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Asking, Histories, Ragged
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from adagrpo.data.pairs import common_users_of, largest_of_rows, successions, users_of_items
 from adagrpo.data.sequences import basket_starts
-from adagrpo.networks.layers import linear_weights_in, mixed_precision, precision_used
+from adagrpo.networks import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.types import Histories, Past, Ragged
 

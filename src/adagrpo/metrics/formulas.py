@@ -30,14 +30,7 @@ Ints = NDArray[np.integer[Any]]
 
 
 def target_rank_in(ranked: Ints, targets: Ints) -> NDArray[np.int64]:  # ranked (N, W), targets (N,) or (N, R)
-    """Return the rank of the logged item in each list, (N,) from 1, 0 where absent; of baskets, padded with -1, (N, R).
-
-    >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
-    array([3, 0])
-    >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([[4, 7], [3, -1]]))
-    array([[3, 1],
-           [3, 0]])
-    """
+    """Return the rank of the logged item in each list, (N,) from 1, 0 if absent; of baskets (N, R), padded with -1."""
     _check_ranked("ranked", ranked, k=1)
     if targets.ndim == 2 and len(targets) == len(ranked):
         return np.stack([target_rank_in(ranked, np.ascontiguousarray(column)) for column in targets.T], axis=1)
@@ -48,23 +41,13 @@ def target_rank_in(ranked: Ints, targets: Ints) -> NDArray[np.int64]:  # ranked 
 
 
 def hit_rate(ranks: Ints, k: int) -> NDArray[np.float64]:  # ranks (N,) or (N, R)
-    """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any item is among the first `k`.
-
-    >>> hit_rate(np.array([1, 10, 11, 0]), 10)
-    array([1., 1., 0., 0.])
-    """
+    """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any item is among the first `k`."""
     hits = _hits(ranks, k)
     return np.asarray(hits if ranks.ndim == 1 else hits.any(axis=1), dtype=np.float64)
 
 
 def ndcg(ranks: Ints, k: int, sizes: Ints | None = None) -> NDArray[np.float64]:  # ranks (N,) or (N, R), sizes (N,)
-    """Return NDCG@k per user, (N,); of baskets by their sizes.
-
-    >>> ndcg(np.array([1, 3, 7, 0]), 5)
-    array([1. , 0.5, 0. , 0. ])
-    >>> ndcg(np.array([[1, 3], [3, 0]]), 5, np.array([2, 1])).round(4)
-    array([0.9197, 0.5   ])
-    """
+    """Return NDCG@k per user, (N,); of baskets by their sizes."""
     hits = _hits(ranks, k)
     gains = np.where(hits, 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
     if ranks.ndim == 1:
@@ -74,21 +57,13 @@ def ndcg(ranks: Ints, k: int, sizes: Ints | None = None) -> NDArray[np.float64]:
 
 
 def recall(ranks: Ints, k: int, sizes: Ints) -> NDArray[np.float64]:  # ranks (N, R), sizes (N,)
-    """Return each basket's items among the first `k`, over the smaller of `k` and its size, (N,).
-
-    >>> recall(np.array([[1, 3, 0], [3, 0, 0]]), 2, np.array([3, 1]))
-    array([0.5, 0. ])
-    """
+    """Return each basket's items among the first `k`, over the smaller of `k` and its size, (N,)."""
     return np.asarray(_hits(ranks, k).sum(axis=1) / np.minimum(_of_baskets(ranks, sizes), k))
 
 
 # valid (N, W) True where the sequence names an item
 def hallucination(valid: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """Return the share of the first `k` sequences that name no item, (N,) in [0, 1].
-
-    >>> hallucination(np.array([[True, False, True, False]]), 2)
-    array([0.5])
-    """
+    """Return the share of the first `k` sequences that name no item, (N,) in [0, 1]."""
     _check_ranked("valid", valid, k)
     if valid.dtype != np.bool_:
         raise ValueError(f"valid: a mask must be bool, found {valid.dtype}")
@@ -97,22 +72,14 @@ def hallucination(valid: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
 
 
 def coverage(ranked: Ints, k: int, num_items: int) -> float:  # ranked (N, W)
-    """Return the share of the catalogue that is in any user's first `k`.
-
-    >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
-    0.5
-    """
+    """Return the share of the catalogue that is in any user's first `k`."""
     _check_ranked("ranked", ranked, k)
     named = _named(ranked, k, num_items)
     return float(np.unique(ranked[:, :k][named]).size / num_items)
 
 
 def tail_share(ranked: Ints, k: int, tail: NDArray[np.bool_]) -> NDArray[np.float64]:  # ranked (N, W), tail (V,)
-    """Return the tail's share of the items in the first `k`, (N,) in [0, 1]; 0 for a list without items.
-
-    >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
-    array([0.5       , 0.33333333])
-    """
+    """Return the tail's share of the items in the first `k`, (N,) in [0, 1]; 0 for a list without items."""
     _check_ranked("ranked", ranked, k)
     if tail.ndim != 1 or tail.dtype != np.bool_:
         raise ValueError(f"tail: expected bool of shape (V,), found {tail.dtype} of shape {tail.shape}")
@@ -128,9 +95,6 @@ def tail_items(popularity: NDArray[np.number[Any]], share: float = 0.2) -> NDArr
     """Return a (V,) mask of the least popular items that together have at most `share` of the interactions.
 
     Ties go by index; items without interactions are always in it.
-
-    >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)
-    array([False,  True,  True, False])
     """
     if popularity.ndim != 1 or not np.all(popularity >= 0):
         received = f"shape {popularity.shape}" if popularity.ndim != 1 else f"{popularity.min()}"

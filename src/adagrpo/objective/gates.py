@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
-from adagrpo.ranges import Share
+from adagrpo.types import Share
 
 
 @cache  # called again and again by configurations
@@ -228,13 +228,7 @@ def adagrpo_gate(
 
 
 def difficulty_gate(shadow: GateDecision) -> GateDecision:
-    """Admit what the test of the policy alone admits: every sample that the gate does not call easy.
-
-    >>> quiet = torch.tensor([False, False])
-    >>> both = by_first_cause(quiet, hard=torch.tensor([True, False]), discriminated=quiet)
-    >>> difficulty_gate(both).admitted
-    tensor([ True, False])
-    """
+    """Admit what the test of the policy alone admits: every sample that the gate does not call easy."""
     nothing = torch.zeros_like(shadow.degenerate)
     return shadow._replace(admitted=shadow.admitted | shadow.undiscriminated, undiscriminated=nothing)
 
@@ -250,22 +244,14 @@ def shuffled_gate(shadow: GateDecision) -> GateDecision:
 
 
 def all_gate(degenerate: Tensor) -> GateDecision:  # (B,)
-    """Admit everything, which is the mixture.
-
-    >>> all_gate(torch.tensor([False, True])).admitted
-    tensor([ True, False])
-    """
+    """Admit everything, which is the mixture."""
     check_shapes(degenerate=(degenerate, "B"))
     check_masks(degenerate=degenerate)
     return by_control(~degenerate, degenerate)
 
 
 def none_gate(degenerate: Tensor) -> GateDecision:  # (B,)
-    """Admit nothing, which is continued NLL.
-
-    >>> none_gate(torch.tensor([False, True])).closed
-    tensor([ True, False])
-    """
+    """Admit nothing, which is continued NLL."""
     check_shapes(degenerate=(degenerate, "B"))
     check_masks(degenerate=degenerate)
     return by_control(torch.zeros_like(degenerate), degenerate)
@@ -273,13 +259,7 @@ def none_gate(degenerate: Tensor) -> GateDecision:  # (B,)
 
 # degenerate and uniforms (B,)
 def random_gate(shadow: GateDecision, degenerate: Tensor, uniforms: Tensor) -> GateDecision:
-    """Admit as many samples of the batch as the gate would, drawn by chance.
-
-    >>> quiet = torch.tensor([False, False, False])
-    >>> shadow = by_control(torch.tensor([True, False, False]), quiet)
-    >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
-    tensor([False,  True, False])
-    """
+    """Admit as many samples of the batch as the gate would, drawn by chance."""
     _check_control(shadow, degenerate, uniforms=uniforms)
     return by_control(smallest(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
 

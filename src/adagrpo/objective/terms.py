@@ -2,10 +2,6 @@ r"""The table of objectives and their reward terms, for training, recipes and re
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · term_b
 
-    grpo       the clipped surrogate of standardised rewards, + β KL(π ‖ π_0)     `adagrpo.objective.losses`
-    distill    KL(q ‖ p), q = softmax(log π_0 + w r), + the group's mass          `adagrpo.objective.distillation`
-    best_of_n  NLL of the rollout of the highest reward                           `adagrpo.objective.distillation`
-
 The keyword arguments of a term are the keys of section `objective.<term>` of a recipe. A new objective is an entry in
 `OBJECTIVES`, or is added by `register`.
 """
@@ -23,7 +19,7 @@ from adagrpo.objective.advantages import group_advantages
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 from adagrpo.objective.gates import options_of
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
-from adagrpo.ranges import NonNegativeFloat, PositiveFloat
+from adagrpo.types import NonNegativeFloat, PositiveFloat
 
 
 class TermInputs(NamedTuple):

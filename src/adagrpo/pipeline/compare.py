@@ -18,7 +18,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
-from adagrpo.config.messages import explain
+from adagrpo.config.section import explain
 from adagrpo.config.settings import changed_settings, read_settings
 from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID

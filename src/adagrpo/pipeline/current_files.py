@@ -21,7 +21,7 @@ from adagrpo.pipeline.list_rules import RULES, rules_set
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.report.users_page import ShownUser
+from adagrpo.report.run_page import ShownUser
 
 SHOWN = ("train/", "ranker/report")  # stages shown on the page
 

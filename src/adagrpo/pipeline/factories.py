@@ -51,8 +51,8 @@ from adagrpo.rewards import (
     load_model,
     module_files,
 )
-from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
+from adagrpo.rewards.protocol import CrossFitted
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule

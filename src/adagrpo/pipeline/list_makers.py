@@ -36,7 +36,7 @@ from adagrpo.lists.names import (
 )
 from adagrpo.lists.sources import CandidateSource
 from adagrpo.lists.table import LISTED, SOURCES, Arrays, Shown, fused, listed
-from adagrpo.networks.layers import Precision
+from adagrpo.networks import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
 from adagrpo.pipeline.directory import place_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights

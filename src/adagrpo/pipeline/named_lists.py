@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
 
-from adagrpo.config.messages import nearest
+from adagrpo.config.section import nearest
 from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
-from adagrpo.networks.layers import Precision
+from adagrpo.networks import Precision
 from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import (

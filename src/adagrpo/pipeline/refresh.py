@@ -226,9 +226,10 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
             " are for `adagrpo decide` with the whole log"
         )
     times = newer[TIMESTAMP]
+    counts = {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)}
     about = {
         "understood": "a longer log" if 2 * repeated >= len(known) else "new rows",
-        "rows": {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)},
+        "rows": counts,
         "new_users": int((~newer[USER_ID].unique().is_in(known_users.implode())).sum()),
         "new_items": int((~newer[ITEM_ID].unique().is_in(known[ITEM_ID].unique().implode())).sum()),
         **{"first": _said(times.min(), unit), "last": _said(times.max(), unit), "known_to": to},
@@ -236,7 +237,7 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     }
     shown = _with_new_shown(source, read, refuse, of_shown, path.with_name(SHOWN), fresh)
     if shown is not None:
-        about["rows"]["shown"] = len(shown.filter(pl.col(TIMESTAMP) > latest))
+        counts["shown"] = len(shown.filter(pl.col(TIMESTAMP) > latest))
     return _Rows(pl.concat([known, fresh.select(known.columns)]), shown, unit, about)
 
 
@@ -264,6 +265,7 @@ def _with_new_shown(
         return logs.impressions.with_columns(*typed).drop_nulls(KEYS)
 
     new = impressions(read, paths)
+    before: pl.DataFrame | None
     if known.is_file():
         before = pl.read_parquet(known)
     elif source.shown:

@@ -27,7 +27,7 @@ from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import CONTROL, START
 from adagrpo.lists.query import ItemId
-from adagrpo.networks.layers import Precision
+from adagrpo.networks import Precision
 from adagrpo.pipeline import stage_table
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import check, check_named, check_reward_files, check_test_cases

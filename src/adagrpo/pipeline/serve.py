@@ -24,7 +24,7 @@ from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.lists.names import RERANK, parse_list
-from adagrpo.networks.layers import Precision
+from adagrpo.networks import Precision
 from adagrpo.pipeline.directory import RunDirectory, refuse_without_order, remake_command, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

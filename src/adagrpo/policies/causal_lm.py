@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from adagrpo.errors import UserError
-from adagrpo.networks.layers import Dropout
+from adagrpo.networks import Dropout
 from adagrpo.objective import nll
 from adagrpo.policies import language_model
 from adagrpo.policies.kinds import PolicyKind, PolicySpec

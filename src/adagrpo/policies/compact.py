@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, initialise, take
+from adagrpo.networks import CausalEncoder, Dropout, FeedForward, initialise, take
 from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.types import Histories
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adagrpo.errors import UserError
-from adagrpo.networks.layers import initialise, sampled_softmax_loss
+from adagrpo.networks import initialise, sampled_softmax_loss
 from adagrpo.policies import compact
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
 from adagrpo.policies.item_head import (

@@ -59,12 +59,7 @@ class Packed(NamedTuple):
 
 
 def block(shared: int, hypotheses: int, length: int, device: torch.device) -> Block:
-    """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own.
-
-    >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
-    >>> steps.tolist(), sees.int().tolist()
-    ([0, 1, 1], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
-    """
+    """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own."""
     owner = functional.pad(torch.arange(hypotheses, device=device).repeat_interleave(length), (shared, 0), value=-1)
     behind = torch.arange(length, device=device).repeat(hypotheses) + shared
     steps = torch.cat([torch.arange(shared, device=device), behind])

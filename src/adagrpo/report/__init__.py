@@ -20,11 +20,10 @@ from adagrpo.report.experiment_page import (
     write_experiment,
 )
 from adagrpo.report.page import read_rows
-from adagrpo.report.run_page import build_report, write_figures, write_report
+from adagrpo.report.run_page import build_report, write_figures, write_report, write_users
 from adagrpo.report.run_tables import catalog_table, dataset_table, exposure_table, fits_table
 from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
-from adagrpo.report.users_page import write_users
 
 __all__ = [
     "Table",

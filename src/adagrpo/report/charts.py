@@ -66,7 +66,7 @@ FEW = 30  # points of a line that have a marker each
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "<", "X", ">", "p", "h")
 REFERENCE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (5, 4))}
-CACHED = 256  # charts
+CACHED = 1000  # charts
 TIP = "tip:"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -161,11 +161,7 @@ class ForestRow:
 
 
 def method_colors(names: Iterable[str]) -> dict[str, str]:
-    """Return the colour of each name: its method's, or the next unused one.
-
-    >>> method_colors(["nll", "adagrpo-lambda5", "x"])
-    {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#a83279'}
-    """
+    """Return the colour of each name: its method's, or the next unused one."""
     others = itertools.cycle(OTHERS)
     known = {name: next((color for key, color in METHODS.items() if key in name.lower()), None) for name in names}
     return {name: color or next(others) for name, color in known.items()}
@@ -236,18 +232,19 @@ def in_percent(axis: Axis) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
-def _cached(chart: Callable[Content, str]) -> Callable[Content, str]:
-    drawn: dict[str, str] = {}
+_DRAWN: dict[str, str] = {}  # charts by name and content
 
+
+def _cached(chart: Callable[Content, str]) -> Callable[Content, str]:
     @wraps(chart)
     def cached(*content: Content.args, **named: Content.kwargs) -> str:
         with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
-            key = repr((content, named))
-        if key not in drawn:
-            if len(drawn) == CACHED:
-                del drawn[next(iter(drawn))]
-            drawn[key] = chart(*content, **named)
-        return drawn[key]
+            key = repr((chart.__name__, content, named))
+        if key not in _DRAWN:
+            if len(_DRAWN) == CACHED:
+                del _DRAWN[next(iter(_DRAWN))]
+            _DRAWN[key] = chart(*content, **named)
+        return _DRAWN[key]
 
     return cached
 

@@ -83,17 +83,7 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
 
 
 def results_table(metrics: Mapping[str, Any], split: Split = "test", columns: Sequence[str] | None = None) -> Table:
-    """Tabulate `metrics.json` by arm and checkpoint, with the relative change of `hr@10`.
-
-    >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
-    >>> stages = {"sft": {"test": {"hr@10": 0.1}}, "nll": arm}
-    >>> print(to_text(results_table({"stages": stages})))
-    arm  checkpoint       HR@10    vs sft
-    ---  -------------  --------  -------
-    sft  start          10.00 %         –
-    nll  best, step 8   12.00 %*  +20.0 %
-    nll  final, step 9  11.00 %   +10.0 %
-    """
+    """Tabulate `metrics.json` by arm and checkpoint, with the relative change of `hr@10`."""
     points = checkpoints(metrics)
     if columns is None:
         columns = shown_columns(points, split, ReportPart.RESULTS)

@@ -2,14 +2,11 @@
 
 from adagrpo.rewards.boosted import BoostedReward
 from adagrpo.rewards.callable import CallableReward, keywords_of, load_function, module_files
-from adagrpo.rewards.cross_fitted import CrossFitted
-from adagrpo.rewards.ensemble import WeightedReward
-from adagrpo.rewards.feature import FeatureReward
+from adagrpo.rewards.features import FeatureReward
 from adagrpo.rewards.http import HttpReward
 from adagrpo.rewards.model_files import TreeModel, load_model
 from adagrpo.rewards.noise import NoiseReward
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import BadReward, ask_reward
+from adagrpo.rewards.protocol import BadReward, CrossFitted, Reward, WeightedReward, ask_reward
 from adagrpo.rewards.tables import Tables
 
 __all__ = [

@@ -53,13 +53,7 @@ def users_of(histories: Histories, user_ids: Sequence[ItemId]) -> list[ItemId | 
 
 
 def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
-    """Convert histories and items (B, N), -1 for none, into ids.
-
-    Example:
-        >>> histories = Histories(torch.tensor([[2, 0], [1, 0]]), torch.tensor([1, 1]))
-        >>> score_request(histories, torch.tensor([[0, -1], [-1, -1]]), ["a", "b", "c"])
-        ScoreRequest(histories=[['c']], candidates=[['a']])
-    """
+    """Convert histories and items (B, N), -1 for none, into ids."""
     batch = zip(histories.items.tolist(), histories.lengths.tolist(), items.tolist(), strict=True)
     rows = [(row[:length], [item for item in candidates if item >= 0]) for row, length, candidates in batch]
     requested = [(history, candidates) for history, candidates in rows if candidates]
@@ -74,10 +68,6 @@ def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> lis
 
     Raises:
         InvalidResponse: naming the first position that is wrong.
-
-    Example:
-        >>> check_response([[1, 2.5]], [["a", "b"]])
-        [array([1. , 2.5], dtype=float32)]
     """
     if not hasattr(response, "__len__") or isinstance(response, UNORDERED) or hasattr(response, "columns"):
         raise InvalidResponse(f"answered {_short(response)}; expected a list of scores for each history")

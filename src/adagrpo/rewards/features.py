@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
@@ -226,3 +227,16 @@ def _indicators(attributes: Sequence[Sequence[str]]) -> tuple[sparse.csr_array, 
     offsets = np.concatenate([[0], counts.cumsum()])
     entries = (np.ones(len(indices), np.float32), indices, offsets)
     return sparse.csr_array(entries, shape=(len(sets), max(1, len(columns)))), counts.astype(np.float32)
+
+
+class FeatureReward:
+    """One feature as a reward, such as item-kNN (`knn_history`); each history's user is left out of all counts."""
+
+    def __init__(self, features: Features, name: str) -> None:
+        self.features, self.column = features, FEATURES.index(name)
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items, see `Reward.score`."""
+        if not items.numel():
+            return torch.zeros(items.shape, device=items.device)
+        return torch.from_numpy(self.features.of(histories, items)[:, :, self.column].copy()).to(items.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adagrpo.networks.layers import CausalEncoder, initialise, sampled_softmax_loss
+from adagrpo.networks import CausalEncoder, initialise, sampled_softmax_loss
 from adagrpo.types import Histories
 
 

@@ -32,12 +32,7 @@ _NUMBERS = 2**20  # differences between items and codes in memory at a time
 
 
 def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # (V, L)
-    """Return (V,) the index of each item's code sequence in lexicographic order, and (N,) counts.
-
-    >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
-    >>> groups.tolist(), counts.tolist()
-    ([1, 0, 1], [1, 2])
-    """
+    """Return (V,) the index of each item's code sequence in lexicographic order, and (N,) counts."""
     group = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T.astype(np.int64) if len(codes) else ():
         above = column - column.min()
@@ -47,11 +42,7 @@ def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64],
 
 
 def resolve_collisions(codes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:  # (V, L)
-    """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes.
-
-    >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
-    [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
-    """
+    """Append a level that numbers the items of each sequence `0 .. c-1` in item order: (V, L + 1) distinct codes."""
     if codes.ndim != 2:
         raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
     group, counts = sequence_groups(codes)

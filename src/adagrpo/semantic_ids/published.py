@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import one_line
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.formats import MAX_EXPANSION, one_line
 from adagrpo.errors import UserError, first_of
 
 LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits

@@ -71,13 +71,7 @@ def residual_kmeans(
     iterations: int = 20,
     cluster_bound: float | None = None,  # most items per code as a multiple of V / K, at least 1; None: no bound
 ) -> Quantization:
-    """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D).
-
-    >>> corners = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], dtype=np.float32)
-    >>> coarse, fine = residual_kmeans(corners, levels=2, codes=2, seed=0).codes.T
-    >>> bool(coarse[0] == coarse[1] != coarse[2] == coarse[3]), bool(fine[0] == fine[2] != fine[1] == fine[3])
-    (True, True)
-    """
+    """Quantise item vectors: codes (V, L) and `L` codebooks of at most (K, D)."""
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
     if levels < 1 or codes < 1 or iterations < 0:

@@ -23,7 +23,7 @@ from torch import nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
-from adagrpo.networks.layers import autocast_dtype
+from adagrpo.networks import autocast_dtype
 from adagrpo.objective import GroupSummary
 from adagrpo.stopping import Terminated, deferred_signals
 from adagrpo.storage.writing import write_file

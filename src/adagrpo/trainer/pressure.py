@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.errors import NotFinite, UserError
-from adagrpo.networks.layers import autocast_dtype
+from adagrpo.networks import autocast_dtype
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.processes import Processes
@@ -45,11 +45,7 @@ def pressure_of(norms: Mapping[str, float]) -> float | None:
 
 
 def mean_pressure(rows: Iterable[Mapping[str, float]]) -> float | None:
-    """Return the ratio over `rows` of `steps.jsonl`, as in a calibration; None without measurements.
-
-    >>> mean_pressure([{"pressure": 0.5, "grad_norm_nll": 2.0}, {"nll": 1.0}, {"pressure": 0.0, "grad_norm_nll": 2.0}])
-    0.3535533905932738
-    """
+    """Return the ratio over `rows` of `steps.jsonl`, as in a calibration; None without measurements."""
     measured = [(row["pressure"], row[f"grad_norm_{ANCHOR}"]) for row in rows if "pressure" in row]
     if not measured:
         return None
@@ -118,9 +114,6 @@ def solve(
     """Return the λ that gives the pressure, to four significant digits, from norms (K,) at λ 1.
 
     UserError if a norm is not finite, or the term or the anchor has no gradient.
-
-    >>> solve(0.5, [3.0, 4.0], [5.0, 5.0]).lambda_  # 0.5 * 5 / sqrt(12.5)
-    0.7071
     """
     term, anchor = _root_mean_square(term_norms), _root_mean_square(anchor_norms)
     asked, steps = f"objective.pressure {pressure:g}", f"{len(term_norms)} steps at the starting policy"

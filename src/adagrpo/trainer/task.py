@@ -28,13 +28,7 @@ LEAST = 0.1  # least initial share that is watched
 
 @dataclass
 class Watch:
-    """State of the watch over rollouts.
-
-    >>> watch = Watch()
-    >>> steps = [GroupSummary(invalid_share=share) for share in (0.2, 0.7, 0.7, 0.7)]
-    >>> [watch.after_step(groups) is not None for groups in steps]
-    [False, False, False, True]
-    """
+    """State of the watch over rollouts."""
 
     first_valid: float | None = None  # share of the first step's rollouts that name an item
     low_in_a_row: int = 0
@@ -60,11 +54,7 @@ class Watch:
 
 
 def fallen_in_validation(start: Mapping[str, float], now: Mapping[str, float], cases: int) -> str | None:
-    """Return why a validation of some cases shows a collapse since `start`, at step 0; None if it does not.
-
-    >>> fallen_in_validation({"hr@10": 0.4}, {"hr@10": 0.1}, 1000)
-    'validation HR@10 fell from 40.0 % to 10.0 %'
-    """
+    """Return why a validation of some cases shows a collapse since `start`, at step 0; None if it does not."""
     before, after = start.get("hr@10", 0.0), now.get("hr@10", 0.0)
     errors = math.sqrt((before + after) * cases)
     if after < KEPT * before and (before - after) * cases > ERRORS * errors:

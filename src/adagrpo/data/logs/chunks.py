@@ -18,18 +18,21 @@ import polars as pl
 
 from adagrpo.data.logs.cells import id_of, numbers
 from adagrpo.data.logs.formats import (
+    MAX_EXPANSION,
     SCHEMA_BYTES,
     UNNAMED,
     columns_of,
     csv_header,
+    expansion_limit,
+    explodes,
     kind_of,
     nested_names,
     one_line,
     path_of,
+    read_blocks,
     reading,
     require,
 )
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, expansion_limit, explodes, read_blocks
 from adagrpo.errors import UserError
 
 CHUNK_BYTES = 2**24  # of CSV and JSONL

@@ -31,9 +31,8 @@ from adagrpo.data.columns import (
 )
 from adagrpo.data.logs.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all
 from adagrpo.data.logs.chunks import Chunk, read_chunks
-from adagrpo.data.logs.formats import file_format, one_line
+from adagrpo.data.logs.formats import MAX_EXPANSION, SAVE_AS_UTF_8, file_format, one_line
 from adagrpo.data.logs.log_fields import UNITS, Columns, Field, Refusals, fields_of
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
 __all__ = ["Columns", "Logs", "Refusals", "read_logs"]
@@ -72,7 +71,7 @@ def read_logs(
     ordered: bool = True,  # False if no column orders a user's rows; they keep the file order
     max_bad_rows: int = 0,  # limit of rejected rows over all files
     refuse: Refusals | None = None,
-    max_expansion: float = MAX_EXPANSION,  # see `adagrpo.data.logs.unpacking`
+    max_expansion: float = MAX_EXPANSION,  # see `adagrpo.data.logs.formats`
     drop_duplicates: bool = False,
     drop_items: Sequence[str] = (),  # ids whose rows are left out
     first_rows: int | None = None,  # limit for each file

@@ -12,8 +12,7 @@ import polars as pl
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM_ID, TEXT
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, identifiers, integers_if_all
 from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import columns_of, kind_of, one_line, require
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.formats import MAX_EXPANSION, columns_of, kind_of, one_line, require
 from adagrpo.errors import UserError
 
 DATES = (pl.Date, pl.Datetime)

@@ -38,12 +38,7 @@ def duplicates_note(count: int | None) -> str | None:
 
 
 def ids_note(users: pl.Series, items: pl.Series) -> str | None:
-    """Return a note on ids that are probably one, spelled differently; or None.
-
-    >>> users, items = pl.Series(["u1", "u1 ", "u2"]), pl.Series(["7", "07", "7.0", "8"])
-    >>> ids_note(users, items).partition(": they")[0]
-    "note: several spellings of 1 user such as 'u1', 'u1 ', of 1 item such as '07', '7', '7.0'"
-    """
+    """Return a note on ids that are probably one, spelled differently; or None."""
     parts = []
     for kind, ids in (("user", users), ("item", items)):
         groups = spellings(ids)

@@ -11,13 +11,12 @@ A visit's slate is drawn in order without replacement (Gumbel top-k on `log w_ui
 
 for released items that the user does not own; `eps` is standard normal per shelf and visit; cold items weigh 0.05 of
 that. Slot `s` (from 0) is examined with probability `e_s = (1 / (s + 1)) ** position_bias`; the first examined and
-wanted item is bought and ends the visit, `P(clicked_s) = e_s u_s prod_{r<s} (1 - e_r u_r)`. That end alone departs from
-the click model of Craswell et al. (2008).
+wanted item is bought and ends the visit, `P(clicked_s) = e_s u_s prod_{r<s} (1 - e_r u_r)`. Source, but for that
+end: Craswell et al. (2008).
 
 The logged propensity, of being in the slate given this visit's weights, is `1 - exp(-w_ui t)`, with `t` such that its
 sum over items is the slate size (Rosen, Asymptotic theory for successive sampling with varying probabilities without
-replacement, 1972); its mean error is about 1 % for 10 of 1000 items, up to 3 % for 5 of 60. Satiation decays by 0.8 per
-visit; dwell times are log-normal around a median that grows with the logit.
+replacement, 1972); its mean error is about 1 % for 10 of 1000 items, up to 3 % for 5 of 60.
 """
 
 from __future__ import annotations

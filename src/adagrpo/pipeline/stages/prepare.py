@@ -19,12 +19,11 @@ from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, shuffle_ties
 from adagrpo.data.exposures import RANDOM, impressions_of, random_exposures
-from adagrpo.data.logs.formats import file_format, kind_of
+from adagrpo.data.logs.formats import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of, file_format, kind_of
 from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs, with_impressions
 from adagrpo.data.logs.items import read_columns, read_items
 from adagrpo.data.logs.log_fields import UNITS, moment, two_units
 from adagrpo.data.logs.question import duplicates_note, ids_note
-from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.prepared import (
     DAYS_OF,
     ITEM_COLUMNS,

@@ -77,7 +77,7 @@ def watched(kind: type[Any]) -> type[Any]:
 def trainer(tmp_path: Any, **changes: Any) -> Any:
     from trl import GRPOConfig
 
-    from adagrpo.integrations.trl import AdaGRPOTrainer
+    from examples.trl_adagrpo import AdaGRPOTrainer
 
     options = {
         "model_type": "qwen3",

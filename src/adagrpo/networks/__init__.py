@@ -1,1 +1,0 @@
-"""Building blocks of the policies and the ranker."""
