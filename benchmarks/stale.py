@@ -17,7 +17,7 @@ __all__ = ["CODE", "changed_since", "code_of", "staleness"]
 
 ROOT = Path(__file__).parent.parent
 SHOWN = 5  # files of a line
-SEARCH = ("decoding", "networks", "policies", "semantic_ids")
+SEARCH = ("decoding", "networks.py", "policies", "semantic_ids")
 TRAINING = (*SEARCH, "groups", "objective", "rewards", "trainer")
 CODE: Mapping[str, tuple[str, ...]] = {  # by how names of rows begin: the benchmark, then packages of adagrpo
     "adagrpo_vs_nll": ("compact", *TRAINING),
