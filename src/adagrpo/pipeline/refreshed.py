@@ -98,6 +98,7 @@ def of_rows(about: Mapping[str, Any]) -> list[str]:
         f"{about['understood']}: {rows['new']:,} rows are new, from {about['first']} to {about['last']}, with"
         f" {about['new_users']:,} new users and {about['new_items']:,} new items"
     ]
+    said += [f"{rows['shown']:,} impressions are new"] if rows.get("shown") else []
     said += [f"{rows['repeated']:,} rows were known"] if rows["repeated"] else []
     said += [f"{rows['late']:,} rows are from before {about['known_to']} and were not known"] if rows["late"] else []
     return [*said, *([f"no row is from {first_of(days)}, and such days have rows"] if days else [])]
