@@ -65,6 +65,10 @@ ROWS = {
     45: "Lists of a reward that is told who asks are served as they were measured; no answer outlives its deadline.",
     46: "What users get today (`--control`) is measured as its file says; unknown users and items are said.",
     47: "Reasons add up to an item's score, and name the rules that moved it; the page of users is as measured.",
+    48: "A log that has changed is noticed, also beside another program's `manifest.json`.",
+    49: "Requests compute no item vectors of a served policy, and a newly loaded one keeps none of the former's.",
+    50: "Rows of benchmarks that are older than what they measure are named.",
+    51: "New impressions are taken by a refresh, each once.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
@@ -88,6 +92,10 @@ ELSEWHERE = {
     45: "tests: `pipeline/test_own_ranker.py`, `rewards/test_http.py`",
     46: "tests: `pipeline/test_control.py`",
     47: "tests: `pipeline/test_rules.py`, `report/test_users_page.py`",
+    48: "tests: `pipeline/test_by_name.py`",
+    49: "tests: `policies/test_hybrid.py`",
+    50: "tests: `test_benchmarks.py`",
+    51: "tests: `pipeline/test_refresh.py`",
 }
 
 
