@@ -1,7 +1,7 @@
 """Which part of the policy's encoder made KuaiRand's starting policy worse, on validation cases.
 
     python -m research.starting_policies.encoder --data DIR --out runs/encoder    # the same command continues
-    python -m research.starting_policies.encoder --table
+    python -m research.starting_policies.encoder --table                         # writes tables.md
 
 On 29 November 2026 three things changed in one commit: item vectors are normalised before they are read, order is a
 bias by distance instead of a vector by position, and the states that the decoder reads are not dropped out. Each is
@@ -30,11 +30,14 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.policies.compact import CompactContext, CompactPolicy
-from adagrpo.report import Table, read_rows, to_markdown
+from adagrpo.report import Table, read_rows
+from adagrpo.storage.writing import write_file
 from research.command import run
+from research.marked_tables import with_marked
 from research.rows import add_row
 
 RESULTS = Path(__file__).with_name("encoder.jsonl")
+PAGE = RESULTS.with_name("tables.md")
 NORM, ORDER, STATES = "item vectors not normalised", "vectors by position, no bias by distance", "states dropped out"
 VARIANTS = {
     "as it is": (),
@@ -107,18 +110,18 @@ def changed(parts: tuple[str, ...]) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure what is missing, or print the table of what is there."""
+    """Measure what is missing, and write the table of what is there into tables.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/encoder"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=[*SETS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--table", action="store_true", help="print the table alone")
+    parser.add_argument("--table", action="store_true", help="write the table alone")
     given = parser.parse_args()
     for seed in [] if given.table else given.seeds:
         for name in given.sets:
             measure(name, seed, given.data, given.out)
-    print(table())
+    write_file(PAGE, on_page(PAGE.read_text(encoding="utf-8")))
 
 
 def measure(name: str, seed: int, data: Path, out: Path) -> None:
@@ -153,18 +156,17 @@ def measure(name: str, seed: int, data: Path, out: Path) -> None:
         add_row(RESULTS, row)
 
 
-def table() -> str:
-    """Return the rows in Markdown."""
-    rows = list(read_rows(RESULTS))
+def on_page(text: str) -> str:
+    """Return the page of tables with the rows in their place."""
     lines = [
         [
             *(row["set"], str(row["seed"]), row["variant"], f"{row['hr@10']:.4f}", f"{row['ndcg@10']:.4f}"),
             *("{:+.4f} ({:+.4f} to {:+.4f})".format(*row[f"{metric} against"]) for metric in ("hr@10", "ndcg@10")),
         ]
-        for row in rows
+        for row in read_rows(RESULTS)
     ]
     header = ["set", "seed", "variant", "HR@10", "NDCG@10", "HR@10 less as it is", "NDCG@10 less as it is"]
-    return to_markdown(Table.of(header, lines)) if rows else "no row yet"
+    return with_marked(text, "encoder", {"parts": Table.of(header, lines)})
 
 
 if __name__ == "__main__":
