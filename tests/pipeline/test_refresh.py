@@ -21,7 +21,7 @@ from adagrpo.pipeline import refresh as refresh_module
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.refit import refit_of
-from adagrpo.pipeline.refreshed import of_rows, refresh_of, refreshes
+from adagrpo.pipeline.refreshed import of_rows, refresh_of, refreshes, sentences
 from adagrpo.pipeline.serve import Operation, _Wanted
 from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import ModelManager
@@ -122,6 +122,7 @@ def test_what_was_shown_is_taken_along_night_after_night(world: Any, tmp_path: P
         about = run.refresh([orders, tmp_path / f"shown-{night}.csv"])
         assert about["takes_over"] and about["rows"]["shown"] == 2 * 60 * (last - first)
         assert f"{2 * 60 * (last - first)} impressions are new" in of_rows(about)
+        assert about["exposure_weighted"] and any(": weighted NDCG@10 " in said for said in sentences(about))
         whole = refresh_of(run, night)
         expected = shown_of(days(0, last)).sort("user_id", "timestamp", "item_id")
         kept = pl.read_parquet(whole.path("prepare") / refresh_module.SHOWN)

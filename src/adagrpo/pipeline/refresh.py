@@ -9,7 +9,8 @@
    `decide` does of a simpler list, for an interval that ends within the margin would take more cases than a night has.)
 4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
 
-Impressions, if the run has them, are kept and taken in the same way; the cases are weighted as those of `decide`.
+Impressions, if the run has them, are kept and taken in the same way; cases are then weighted by
+`decide.exposure_power`, by default 1/√impressions.
 
 An item that the list has not been admitted to hold waits until it has `m` interactions. `m` is that of `LEAST` with the
 highest NDCG@10 on the cases, where the items that then had waited take the places of others; none, where no `m` is
@@ -480,6 +481,7 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     lost = f"{-gain.mean:.4f} less than it, more than {margin:.4f}, {run.config.decide.margin:.2g} of its own"
     return {
         "cases": len(cases),
+        "exposure_weighted": data.times_shown is not None and data.exposure_power > 0,
         f"ndcg@{TOP}": {"served": float(of_old.mean()), "refreshed": float(values[chosen].mean())},
         "gain": [gain.mean, gain.low, gain.high],
         "takes_over": not worse,

@@ -110,8 +110,9 @@ def sentences(about: Mapping[str, Any]) -> list[str]:
     if "gain" in about:
         means = about["ndcg@10"]
         mean, low, high = about["gain"]
+        metric = "weighted NDCG@10" if about.get("exposure_weighted") else "NDCG@10"
         said.append(
-            f"on {about['cases']:,} cases from {about['cases_from']}: NDCG@10 {means['refreshed']:.4f} refreshed,"
+            f"on {about['cases']:,} cases from {about['cases_from']}: {metric} {means['refreshed']:.4f} refreshed,"
             f" {means['served']:.4f} as served, {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
         )
     if about.get("candidates"):
