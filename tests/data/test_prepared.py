@@ -256,7 +256,11 @@ def test_lists_are_judged_by_what_was_shown_between_the_targets_of_validation_an
     write_prepared(dataset, temporal(stamps, offsets_of(dataset), validation_from=10, test_from=20), tmp_path)
     table = pl.read_parquet(tmp_path / SHOWN_LATER)
     # u1 has no validation target; of u0, who then had a, b and c, the d of 13 and 19 are one row, e is another
-    assert [(user, ITEMS[item], yes) for user, item, yes in table.rows()] == [(0, "d", True), (0, "e", False)]
+    assert table.columns == ["user", "item", "clicked", "timestamp"]
+    assert [(user, ITEMS[item], *rest) for user, item, *rest in table.rows()] == [
+        (0, "d", True, 13),
+        (0, "e", False, 14),
+    ]
 
 
 def test_a_leaking_split_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from adagrpo.data.prepared import SHOWN_LATER, load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
+from adagrpo.evaluation.exposure_test import Replayed, independent
 from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
@@ -21,7 +22,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.outputs import DECIDED, is_stale
-from adagrpo.pipeline.random_judge import RandomOrder
+from adagrpo.pipeline.random_judge import Independence, RandomOrder, independence, replayed
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report.decision import decision_table, decision_text
 
@@ -121,6 +122,58 @@ def test_a_list_that_orders_later_impressions_better_is_named_and_not_chosen(
     (said,) = [doubt for doubt in content["doubts"] if "what 40 users were shown" in doubt]
     assert said.startswith("item_knn orders") and f"than {before['chosen']}, by +40.0 [+40.0, +40.0] points" in said
     assert "AUC of shown" in decision_table(content).header and said in decision_text(content)
+
+
+def test_where_what_is_shown_does_not_depend_on_the_user_its_clicks_choose(
+    decided: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, before = decided
+    names = [row["list"] for row in before["contenders"]]
+    equal = RandomOrder({name: np.full(40, 0.5) for name in names})
+    monkeypatch.setattr(
+        "adagrpo.pipeline.decide.random_order",
+        lambda data, lists, judge="random.parquet": equal if judge == SHOWN_LATER else None,
+    )
+    draw = np.random.default_rng(0)
+    clicks = {name: draw.binomial(1, 0.5 if name == "popularity" else 0.2, 1000) for name in names}
+    monkeypatch.setattr(
+        "adagrpo.pipeline.decide.replayed",
+        lambda data, lists, judge: {name: Replayed(one.astype(float), np.ones(1000)) for name, one in clicks.items()},
+    )
+    for share, chosen in ((0.5, "popularity"), (0.7, before["chosen"])):
+        told = Independence(*independent({"item_knn": np.full(1000, share)}))
+        monkeypatch.setattr("adagrpo.pipeline.decide.independence", lambda data, lists, told=told: told)
+        content = Run.open(first.directory).decide()
+        text = decision_text(content)
+        assert content["chosen"] == chosen and content["shown_depends_on_user"]["found"] == (share > 0.5)
+        assert ("clicked" in decision_table(content).header) == (share == 0.5) == ("were not taken: item_knn" in text)
+        assert f"prefers to give each his own in {100 * share:.1f} [" in text
+
+
+def test_what_each_user_is_shown_by_chance_or_by_his_taste(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    """By chance, no list tells who was shown what; the policy's own first ten are told by the policy."""
+    data, draw = RunData(decided[0]), np.random.default_rng(0)
+    shutil.copytree(data.prepared, tmp_path / "prepare")
+    ((_, policy),) = ListMaker(Models(data)).recommenders(["sft"])
+    users, length = np.flatnonzero(data.training.lengths), 10
+    lists = [
+        policy.known(one.items[:length])[0]
+        for one in policy.recommend([Query(data.training.row(u).tolist()) for u in users])
+    ]
+    data.__dict__["prepared"] = tmp_path / "prepare"
+    for by_taste in (False, True):
+        rows = []
+        for time in range(20_000 // length):
+            row = int(draw.integers(len(users)))
+            shown = lists[row] if by_taste else draw.permutation(data.num_items)[:length]
+            rows += [(users[row], item, time, bool(draw.random() < 0.3)) for item in shown]
+        table = pl.DataFrame(rows, schema=["user", "item", "timestamp", "clicked"], orient="row")
+        table.cast({"user": pl.Int32, "item": pl.Int32}).write_parquet(tmp_path / "prepare" / SHOWN_LATER)
+        told = independence(data, [("sft", policy)])
+        assert told is not None and told.found == (not by_taste)
+        assert (told.told["sft"].low > 0.6) == by_taste
+        rate = replayed(data, [("sft", policy)], SHOWN_LATER)["sft"].rate
+        assert rate == pytest.approx(0.3, abs=0.05)
 
 
 def test_a_few_users_refuse_no_list() -> None:

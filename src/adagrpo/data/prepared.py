@@ -14,8 +14,8 @@ Files of a run:
                                     the time of each target, for rewards that ask for it; where a case is no basket
     impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
                                     later ones may show the held-out item
-    shown_later.parquet             user, item, clicked; under a split in time what was shown between a user's target of
-                                    validation and the test. Nothing is fitted on it; lists are judged by it
+    shown_later.parquet             user, item, clicked, timestamp; under a split in time, what was shown between the
+                                    validation target and the test. Nothing is fitted on it; lists are judged by it
     rejects.parquet, summary.json   rejected rows; counts
 """
 
@@ -182,9 +182,9 @@ def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) 
     known = (split.validation_positions >= 0)[users] & (shown[HISTORY_LENGTH].to_numpy() >= split.target_ends[0][users])
     later = known & (shown[TIMESTAMP].to_numpy() < split.tested_from)
     had = interactions.filter(pl.col(POSITION) < pl.Series(split.target_ends[0][interactions[USER].to_numpy()]))
-    kept = shown.filter(later).select(USER, ITEM, pl.col(CLICKED).cast(pl.Boolean))
+    kept = shown.filter(later).select(USER, ITEM, TIMESTAMP, pl.col(CLICKED).cast(pl.Boolean))
     fresh = kept.join(had.select(USER, ITEM), on=[USER, ITEM], how="anti")
-    return fresh.group_by(USER, ITEM).agg(pl.col(CLICKED).any()).sort(USER, ITEM)
+    return fresh.group_by(USER, ITEM).agg(pl.col(CLICKED).any(), pl.col(TIMESTAMP).min()).sort(USER, ITEM)
 
 
 def load_training(directory: Path) -> Ragged:

@@ -5,11 +5,12 @@
    other is below `decide.margin` of the best NDCG@10; else, of those that are not significantly below the best, the
    best fused one, since it can express most others and its figure is of weights without the users it ranks; else the
    best.
-3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy, and
-   simpler lists that do so worse than the best: the interval of the AUC difference is below zero. Without, but with
-   impressions between validation targets and test (`data.prepared.SHOWN_LATER`), the list that orders their clicks best
-   is only named: what a shop shows is chosen by it, and a ranker of it may order the rest badly
-   (`research/exposed_feed`).
+3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy (and
+   simpler ones that do so worse than the best: the interval of the AUC difference is below zero), and lists whose own
+   items are clicked significantly less, where shown, than those of another (`evaluation.exposure_test`). Impressions
+   between validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if the test finds that they do not
+   depend on the user. Else the list that orders their clicks best is only named: what a shop shows is chosen by it, and
+   a ranker of it may order the rest badly (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
 cases only fill the table. A frozen or edited decision.plan.yaml is kept.
@@ -29,9 +30,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config.reward import RewardOptions, WeightedOptions
+from adagrpo.data.exposures import RANDOM
 from adagrpo.data.prepared import SHOWN_LATER
 from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
+from adagrpo.evaluation.exposure_test import Replayed, not_the_best
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import Interval, all_pairs
 from adagrpo.lists import Query, Recommender
@@ -53,7 +56,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
 from adagrpo.pipeline.plan_experiment import plan_experiment
-from adagrpo.pipeline.random_judge import RandomOrder, random_order
+from adagrpo.pipeline.random_judge import TELLING, RandomOrder, independence, random_order, replayed
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.control import doubts_of_control
 from adagrpo.pipeline.stages.diagnose import suspects
@@ -239,11 +242,16 @@ def decision(
         )
         if name != CONTROL and not asks and called.policy not in taught:  # what users get today is not what is better
             trusted[name] = values[name]
-    judged = random_order(data, maker.recommenders(names))
-    later = None if judged is not None else random_order(data, maker.recommenders(names), SHOWN_LATER)
+    random = random_order(data, maker.recommenders(names))
+    later = None if random is not None else random_order(data, maker.recommenders(names), SHOWN_LATER)
+    told = None if later is None else independence(data, maker.recommenders([one for one in TELLING if one in names]))
+    judged = later if told is not None and told.found else random
+    judge = RANDOM if random is not None else SHOWN_LATER
+    clicked = {} if judged is None else replayed(data, maker.recommenders(names), judge)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
-    allowed = {name: found for name, found in trusted.items() if name not in harmful}
+    unclicked = not_the_best({name: clicked[name] for name in trusted if name not in harmful and name in clicked})
+    allowed = {name: found for name, found in trusted.items() if name not in (*harmful, *unclicked)}
     if len(weights) < 2:
         raise UserError(
             "one validation case compares no lists: decide needs at least two users with three interactions"
@@ -271,10 +279,12 @@ def decision(
                 "needs": maker.needs(parse_list(name)),
             }
         )
-        for judge, of_users in (("random", judged), ("shown_later", later)):
+        for judge, of_users in (("random", random), ("shown_later", later)):
             if of_users is not None:
                 mean, low, high = of_users.against(name)[:3]
                 rows[-1][judge] = {"auc": float(of_users.auc[name].mean()), f"against {START}": [mean, low, high]}
+        if name in clicked:
+            rows[-1]["click_rate_of_shown"] = clicked[name].rate
     tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
     of_reward = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
     return {
@@ -290,8 +300,9 @@ def decision(
             *leaking,
             *doubts_of_control(data),
             *_doubts(data, quick, as_logged, choice, leaks),
-            *_of_random(data, judged, harmful),
-            *([] if later is None else _of_later(later, [*quick], choice.chosen)),
+            *_of_judges(data, random, later, harmful),
+            *_of_clicks(clicked, unclicked),
+            *([] if later is None or judged is later else _of_later(later, [*quick], choice.chosen)),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
             *_of_catalogue(run),
         ],
@@ -301,22 +312,40 @@ def decision(
         "cases": len(values[START]),
         "exposure_weighted": bool(data.shown_files) and (data.exposure_power if tuned is None else tuned["power"]) > 0,
         "exposure_power": tuned,
-        "random_users": 0 if judged is None else len(judged.auc[START]),
+        "random_users": 0 if random is None else len(random.auc[START]),
         "shown_later_users": 0 if later is None else len(later.auc[START]),
+        "shown_depends_on_user": None
+        if told is None
+        else {"found": not told.found, "told": {name: list(one[:3]) for name, one in told.told.items()}},
         "contenders": rows,
     }
 
 
-def _of_random(data: RunData, judged: RandomOrder | None, harmful: Sequence[str]) -> list[str]:
-    if judged is None and data.config.data.random is not None:
-        return ["what was shown at random judged no list: no user with a history clicked some of it and left some"]
-    if judged is None or not harmful:
+def _of_judges(
+    data: RunData, random: RandomOrder | None, later: RandomOrder | None, harmful: Sequence[str]
+) -> list[str]:
+    doubts = []
+    if random is None and data.config.data.random is not None:
+        doubts += ["what was shown at random judged no list: no user with a history clicked some of it and left some"]
+    judged = random or later
+    if judged is not None and harmful:
+        lost = ", ".join(f"{name} by {-100 * judged.against(name).mean:.1f}" for name in harmful)
+        shown = "at random to" if random is not None else "after validation to"
+        doubts += [
+            f"on what was shown {shown} {len(judged.auc[START]):,} users, these order clicks worse than {START}, in"
+            f" points of AUC, and were not taken: {lost}"
+        ]
+    return doubts
+
+
+def _of_clicks(clicked: Mapping[str, Replayed], unclicked: Sequence[str]) -> list[str]:
+    if not unclicked:
         return []
-    lost = ", ".join(f"{name} by {-100 * judged.against(name).mean:.1f}" for name in harmful)
-    users = len(judged.auc[START])
+    first = max(clicked, key=lambda name: clicked[name].rate)
+    rates = ", ".join(f"{name} {100 * clicked[name].rate:.1f} %" for name in unclicked)
     return [
-        f"on what was shown at random to {users:,} users, these order clicks worse than {START}, in points of AUC, and"
-        f" were not taken: {lost}"
+        f"of the items that users were shown and that are in {first}, {100 * clicked[first].rate:.1f} % were clicked:"
+        f" significantly more than in these, which were not taken: {rates}"
     ]
 
 

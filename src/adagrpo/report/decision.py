@@ -28,6 +28,7 @@ def decision_table(content: Mapping[str, Any]) -> Table:
     utility = any("true_utility@10" in row["test"] for row in compared)
     judges = {"random": "AUC on random", "shown_later": "AUC of shown"}
     judged = [name for name in judges if any(name in row for row in compared)]
+    clicked = any("click_rate_of_shown" in row for row in compared)
     baskets = any("recall@10" in row["test"] for row in compared)
     rows = []
 
@@ -51,18 +52,32 @@ def decision_table(content: Mapping[str, Any]) -> Table:
                 MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
                 *on_test(row["test"]),
                 *(f"{row[name]['auc']:.4f}" for name in judged),
+                *([f"{100 * row['click_rate_of_shown']:.1f} %"] if clicked else []),
                 f"{row['milliseconds']:.1f}",
             )
         )
     if "under_rules" in content:
         with_rules = on_test(content["under_rules"]["test"])
         rows.append(
-            (f"{content['chosen']} under rules", MISSING, MISSING, *with_rules, *[MISSING for _ in judged], MISSING)
+            (
+                f"{content['chosen']} under rules",
+                MISSING,
+                MISSING,
+                *with_rules,
+                *[MISSING for _ in judged],
+                *([MISSING] if clicked else []),
+                MISSING,
+            )
         )
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
     header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", *(["test recall@10"] if baskets else [])]
     header += ["coverage", "tail", "invalid"]
-    header += [*(["true utility"] if utility else []), *(judges[name] for name in judged), "ms"]
+    header += [
+        *(["true utility"] if utility else []),
+        *(judges[name] for name in judged),
+        *(["clicked"] if clicked else []),
+        "ms",
+    ]
     best = max(range(len(compared)), key=lambda row: compared[row]["validation"]["ndcg@10"])
     return Table.of(header, rows, best={(best, 1)})
 
@@ -122,10 +137,32 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
     if "shown_later" in row:
         sentences.append(
             f"AUC of shown: of what {content['shown_later_users']:,} users were shown after their validation cases, the"
-            " share of pairs of a clicked and another item that a list orders so. It has no part in the choice."
+            f" share of pairs of a clicked and another item that a list orders so.{_of_dependence(content)}"
+        )
+    if "click_rate_of_shown" in row:
+        sentences.append(
+            "Clicked: of the items that a user was shown and that are in his list, the share that he clicked, each"
+            " weighted by one over how often it was shown. Of lists whose shares are not significantly below another's,"
+            " NDCG chooses."
         )
     sentences += [*_sentence(content["warning"]), *_sentence(content["training"])]
     return [*sentences, *(f"{'Also' if i else 'But'} {doubt}." for i, doubt in enumerate(content["doubts"]))]
+
+
+def _of_dependence(content: Mapping[str, Any]) -> str:
+    if (found := content.get("shown_depends_on_user")) is None or not found["told"]:
+        return " It has no part in the choice."
+    name = max(found["told"], key=lambda name: found["told"][name][2])
+    of_pairs = "{:.1f} [{:.1f}, {:.1f}] %".format(*(100 * value for value in found["told"][name]))
+    verdict = (
+        "cannot be said not to depend on the user, and has no part in the choice"
+        if found["found"]
+        else "does not depend on the user, so it has a part in the choice"
+    )
+    return (
+        f" What is shown {verdict}: of pairs of items shown to two users in a row, {name} prefers to give each his own"
+        f" in {of_pairs}, where 50 % is by chance."
+    )
 
 
 def _sentence(text: str | None) -> list[str]:

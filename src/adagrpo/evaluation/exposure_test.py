@@ -1,0 +1,114 @@
+"""Does what a shop shows depend on who comes? And if not, what do clicks on it say of a list?
+
+`exchanged` pairs visits that follow each other in time: item i was shown to user a, j to b. If what is shown does not
+depend on the user, i could as well have been shown to b and j to a. So of the pairs in which a list prefers either (of
+a's and b's comparisons of i and j one more speaks for it), it prefers what happened in half, whatever the list is.
+Only items that neither had had are paired: a shop that hides these depends on the user by that alone.
+
+Where it does not depend on him, the mean of clicks on those shown items that are in a user's list, each weighted by one
+over how often its item was shown, estimates how many of the list's places he would click if he were shown them
+(replay: Li et al. 2011; weights by propensity, self-normalised: Swaminathan and Joachims 2015). `not_the_best` compares
+lists by it with the best of them (multiple comparisons with the best: Hsu 1984).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from adagrpo.data.columns import ITEM, TIMESTAMP, USER
+from adagrpo.evaluation.statistics import Interval, mean_interval
+from adagrpo.types import Floats, Ints
+
+MARGIN = 0.02  # share of pairs above one half that still counts as no dependence
+MOST_PAIRS, LEAST = 20_000, 20  # pairs that are compared; fewest visits, and users of a list, for a test
+
+
+class Exchanges(NamedTuple):
+    """`P` pairs of shown items, of two visits each."""
+
+    users: Ints  # (P, 2)
+    items: Ints  # (P, 2) that these were shown
+    visits: Ints  # (P,) which two visits
+
+    def happened(self, scores: Floats) -> Floats:  # (P, 2, 2) by user and item
+        """Return for each two visits the share of their pairs in which a list prefers what happened; ties one half."""
+        one, other = (
+            (own > shown).astype(int) - (own < shown)
+            for own, shown in ((scores[:, 0, 0], scores[:, 0, 1]), (scores[:, 1, 1], scores[:, 1, 0]))
+        )  # both may be -inf
+        _, visit, sizes = np.unique(self.visits, return_inverse=True, return_counts=True)
+        return np.asarray(0.5 + np.bincount(visit, np.sign(one + other) / 2) / sizes)
+
+
+def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Generator) -> Exchanges:
+    """Pair what was shown (user, item, timestamp) to two users in a row, but for what either `had` had (user, item)."""
+    ordered = shown.select(USER, ITEM, TIMESTAMP, pl.Series("key", generator.random(len(shown)))).sort(
+        TIMESTAMP, USER, "key"
+    )
+    rows = ordered.with_columns(pl.col(USER).rle_id().cast(pl.Int64).alias("visit")).with_columns(
+        pl.int_range(pl.len()).over("visit").alias("row"), (pl.col("visit") // 2).alias("pair")
+    )
+    first, second = (rows.filter(pl.col("visit") % 2 == side).select(USER, ITEM, "row", "pair") for side in (0, 1))
+    pairs = first.join(second, on=["pair", "row"], suffix="_2").filter(pl.col(ITEM) != pl.col(f"{ITEM}_2"))
+    for user in (USER, f"{USER}_2"):
+        for item in (ITEM, f"{ITEM}_2"):
+            pairs = pairs.join(had.select(USER, ITEM), left_on=[user, item], right_on=[USER, ITEM], how="anti")
+    pairs = pairs.sort("pair", "row").head(MOST_PAIRS)
+    users, items = (pairs.select(name, f"{name}_2").to_numpy().astype(np.int64) for name in (USER, ITEM))
+    return Exchanges(users, items, pairs["pair"].to_numpy())
+
+
+def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interval]]:
+    """Say whether no list tells who was shown what, by `Exchanges.happened` of each, and return their intervals.
+
+    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` visits.
+    """
+    level = 1 - 0.05 / max(1, len(happened))
+    found = {name: mean_interval(shares, level=level) for name, shares in happened.items() if len(shares) >= LEAST}
+    return len(found) == len(happened) > 0 and all(one.high < 0.5 + MARGIN for one in found.values()), found
+
+
+class Replayed(NamedTuple):
+    """What each of `U` users was shown of his list."""
+
+    clicked: Floats  # (U,) Σ w over clicks
+    weights: Floats  # (U,) Σ w
+
+    @property
+    def rate(self) -> float:
+        """The weighted share that was clicked; 0 if nothing was shown."""
+        total = float(self.weights.sum())
+        return float(self.clicked.sum()) / total if total else 0.0
+
+    @property
+    def linear(self) -> Floats:  # (U,)
+        """What each user adds to the error of the rate, times U."""
+        return np.asarray(len(self.weights) * (self.clicked - self.rate * self.weights) / self.weights.sum())
+
+
+def weights_of_shown(items: Ints) -> Floats:  # (N,) shown items
+    """Return one over how often each one's item was shown, at most one over the median item's, so that none rules."""
+    _, item, counts = np.unique(items, return_inverse=True, return_counts=True)
+    return np.asarray(1 / np.maximum(counts, np.median(counts))[item])
+
+
+def not_the_best(found: Mapping[str, Replayed]) -> list[str]:
+    """Return the lists of which another one has a significantly higher rate: the best is among them in at most 5 %.
+
+    Lists that fewer than `LEAST` users were shown something of stay out of it.
+    """
+    known = {name: one for name, one in found.items() if np.count_nonzero(one.weights) >= LEAST}
+    critical = stats.norm.ppf(1 - 0.05 / max(1, len(known) - 1))
+    worse = []
+    for name, one in known.items():
+        for other in known.values():
+            error = float(np.std(other.linear - one.linear)) / np.sqrt(len(one.weights))
+            if other.rate - one.rate > critical * error > 0:
+                worse.append(name)
+                break
+    return worse

@@ -1,0 +1,67 @@
+"""Exchanged pairs tell a shop that shows each his own from one that shows the same to all; replay then ranks lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.evaluation.exposure_test import Exchanges, Replayed, exchanged, independent, not_the_best, weights_of_shown
+
+
+def test_shown_items_of_two_visits_in_a_row_are_paired_but_for_what_either_had() -> None:
+    rows = [(0, 1, 5), (0, 2, 5), (1, 3, 6), (1, 4, 7), (2, 5, 8), (0, 5, 9), (2, 6, 10)]  # user, item, time
+    shown = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    had = pl.DataFrame({"user": [1], "item": [1]})
+    pairs = exchanged(shown, had, np.random.default_rng(0))
+    # visits: 0 at 5, 1 at 6 and 7; 2 at 8, 0 at 9 (both item 5: nothing to exchange); 2 at 10 has no second one
+    assert pairs.users.tolist() == [[0, 1]] and pairs.visits.tolist() == [0]  # the pair of item 1, which 1 had, is out
+    assert pairs.items[0, 0] == 2 and pairs.items[0, 1] in (3, 4)
+
+
+def test_a_list_prefers_what_happened_or_its_exchange() -> None:
+    pairs = Exchanges(np.tile([0, 1], (4, 1)), np.tile([2, 3], (4, 1)), np.array([7, 7, 8, 9]))
+    scores = np.zeros((4, 2, 2))  # by pair, user and item
+    scores[0] = [[2, 1], [0, 0]]  # the first user prefers his own, the second neither
+    scores[1] = [[1, 2], [1, 2]]  # one each: a tie
+    scores[2] = [[1, 2], [2, 1]]  # both prefer the exchange
+    scores[3] = [[-np.inf, -np.inf], [-np.inf, 0]]  # items that a list does not hold
+    assert pairs.happened(scores).tolist() == [0.75, 0.0, 1.0]
+
+
+def test_independence_is_found_or_not() -> None:
+    draw = np.random.default_rng(0)
+    even, told = (draw.binomial(1, share, 20_000).astype(float) for share in (0.5, 0.55))
+    found, intervals = independent({"item_knn": even})
+    assert found and intervals["item_knn"].low < 0.5 < intervals["item_knn"].high < 0.52
+    assert not independent({"item_knn": even, "ranker": told})[0]  # one list tells
+    assert not independent({"item_knn": even[:500]})[0]  # too few to say so
+    assert not independent({"item_knn": np.full(19, 0.5)})[0] and not independent({})[0]
+
+
+def test_clicks_on_what_was_listed_find_lists_that_are_not_the_best() -> None:
+    """Ten thousand users, one shown item of each list; 30, 29 and 20 % are clicked."""
+    draw = np.random.default_rng(0)
+    found = {
+        name: Replayed(draw.binomial(1, rate, 10_000).astype(float), np.ones(10_000))
+        for name, rate in (("fuse", 0.3), ("sft", 0.29), ("popularity", 0.2))
+    }
+    assert not_the_best(found) == ["popularity"]
+    assert found["popularity"].rate == pytest.approx(0.2, abs=0.01)
+    few = found | {"ease": Replayed(np.zeros(10_000), np.eye(1, 10_000, 3)[0])}  # one user was shown an item of it
+    assert not_the_best(few) == ["popularity"] and not_the_best({"fuse": found["fuse"]}) == []
+
+
+def test_a_best_list_is_seldom_left_out() -> None:
+    """Twelve equal lists: some is left out wrongly in at most 5 % of the draws for the one that is the best."""
+    wrong = 0
+    for seed in range(400):
+        draw = np.random.default_rng(seed)
+        lists = {str(n): Replayed(draw.binomial(1, 0.2, 500).astype(float), np.ones(500)) for n in range(12)}
+        wrong += "0" in not_the_best(lists)
+    assert wrong <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_no_item_that_was_shown_seldom_rules() -> None:
+    items = np.array([1] * 8 + [2] * 4 + [3])  # the median item was shown four times
+    assert weights_of_shown(items).tolist() == [1 / 8] * 8 + [1 / 4] * 5
