@@ -59,6 +59,12 @@ def test_both_rewards_are_tried_and_nothing_is_done_twice(world: Any, tmp_path: 
     }
     assert {event for _, event in second.stages} == {"skip"}
 
+    alone = config.model_copy(update={"train": config.train.model_copy(update={"arms": ()})})
+    untrained = run_demo(tmp_path / "demo", alone, Heard()).rewards
+    assert untrained["rows"] == [] and untrained["rewards"] == result.rewards["rewards"]
+    assert all("nll" not in {row["list"] for row in one["contenders"]} for one in untrained["decisions"].values())
+    assert not any("training alone" in text for text in trial_sentences(untrained))
+
 
 def _hits(run: Path, arm: str) -> float:
     """HR@10 of an arm, from its lists."""
@@ -72,13 +78,14 @@ def _hits(run: Path, arm: str) -> float:
 def test_the_table_and_the_sentences() -> None:
     def contender(name: str, hits: float, utility: float) -> dict[str, Any]:
         test = {"hr@10": hits, "ndcg@10": hits / 2, "true_utility@10": utility}
-        return {"list": name, "test": test, "milliseconds": 2.5}
+        return {"list": name, "test": test, "validation": {"ndcg@10": hits / 2}, "milliseconds": 2.5}
 
     def row(arm: str, low: float, high: float) -> dict[str, Any]:
         return {"arm": arm, "against": {"true_utility@10": {"difference": (low + high) / 2, "users": [low, high]}}}
 
     def decision(chosen: str, fused: float) -> dict[str, Any]:
-        rows = [contender("sft", 0.4, 0.25), contender("fuse", fused, fused / 2)]
+        rows = [contender("popularity", 0.1, 0.1), contender("ease", 0.2, 0.1), contender("sft", 0.4, 0.25)]
+        rows += [contender("rerank", 0.4, 0.25), contender("fuse", fused, fused / 2)]
         return {"chosen": chosen, "control": "sft", "contenders": rows}
 
     content = {
@@ -95,6 +102,7 @@ def test_the_table_and_the_sentences() -> None:
         ],
     }
     assert contenders_table(content).rows == (
+        ("–", "ease", "20.00 %", "0.1000", "0.1000", "", "2.5"),  # the better one of the two without a policy
         ("–", "sft", "40.00 %", "0.2000", "0.2500", WRONG, "2.5"),
         (GOOD, "fuse", "50.00 %", "0.2500", "0.2500", GOOD, "2.5"),
         (WRONG, "fuse", "30.00 %", "0.1500", "0.1500", "", "2.5"),

@@ -163,12 +163,17 @@ def demo(
     common: Common,
     out: Out = Path("runs/demo"),
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train policies by each reward too.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Diagnose, train, and decide what to serve under a good and a wrong reward, in a simulated marketplace."""
+    """Diagnose a good and a wrong reward, and decide what to serve under each, in a simulated marketplace."""
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
         config = library.config.load_config(recipe, common.overrides())
+    if not train and not any(setting.startswith("train.arms=") for setting in common.settings):
+        config = config.model_copy(update={"train": config.train.model_copy(update={"arms": ()})})
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
         for name, run in library.demo.demo_runs(out, config, common.console(out)).items():

@@ -1,9 +1,10 @@
-"""The demo: train one policy on a good and a bad reward, and measure the effect on users.
+"""The demo: decide under a good and a bad reward what to serve, and measure the effect on users.
 
     DIR                  a run of recipes/demo.yaml, its reward trees on counts that the policy does not read
     DIR-wrong-reward     the same with a ranker fitted on impressions only; shared stages are read from DIR
 
-The same arms are trained whatever the diagnosis. Diagnosis, training and `decide` do not read the simulated truth.
+Policies are trained only where that is asked for: then by the same arms, whatever the diagnosis. Neither diagnosis,
+training nor `decide` reads the simulated truth.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class DemoResult(NamedTuple):
     """Results of the demo."""
 
     metrics: dict[str, Any]  # metrics.json under the good reward
-    rewards: dict[str, Any]  # demo.json: verdicts in `rewards`, `decisions`, `fused_weights`, `rows` of comparison
+    rewards: dict[str, Any]  # demo.json: verdicts in `rewards`, `decisions`, `fused_weights`, `rows` of trained arms
     pages: dict[str, Path]  # the report under each reward
 
 
@@ -49,11 +50,11 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
 
 
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, train, measure and decide under both rewards, skipping finished work.
+    """Diagnose, train the arms of the recipe, measure and decide under both rewards, skipping finished work.
 
     Args:
         directory: of the good reward's run; the other is next to it.
-        config: a simulated marketplace with the arm `nll`, like recipes/demo.yaml.
+        config: a simulated marketplace, like recipes/demo.yaml; of its arms, if any, one is `nll`.
     """
     require("lightgbm", "reward")
     runs = demo_runs(directory, config, console)
@@ -68,7 +69,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         decisions: dict[str, dict[str, Any]] = {}
         for name, run in runs.items():
             run.complete()
-            decisions[name] = run.decide(train=True)
+            decisions[name] = run.decide(train=bool(config.train.arms))
         fused = {}  # weights of policy and reward in `fuse`, in units of σ
         for name, run in runs.items():
             weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
@@ -81,6 +82,8 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
 
 
 def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
+    if not runs[GOOD].config.train.arms:
+        return []
     measured: dict[tuple[str, str], list[Measured]] = {}
     for reward, run in runs.items():
         data = RunData(run)

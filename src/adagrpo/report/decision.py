@@ -213,16 +213,26 @@ def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, c
 
 
 def contenders_table(content: Mapping[str, Any]) -> Table:
-    """Tabulate lists by reward from demo.json, the simplest first; trained ones at their best checkpoint."""
+    """Tabulate lists by reward from demo.json, the simplest first; trained ones at their best checkpoint.
+
+    Of lists of counts and neighbours only the best on validation has a row, and a list with the figures of another has
+    none, unless it was chosen.
+    """
     rows: dict[tuple[str, str], tuple[str, ...]] = {}  # by reward and list
     chosen: dict[tuple[str, str], list[str]] = {}
     for reward, decision in content["decisions"].items():
+        simple = [row for row in decision["contenders"] if row["list"] in LISTED and row["list"] != "ranker"]
+        best = max(simple, key=lambda row: row["validation"]["ndcg@10"], default=None)
         for row in decision["contenders"]:
             key = (MISSING if row["list"] in FREE else reward, row["list"])
             values = (*(format_metric(name, row["test"][name]) for name in SHOWN), f"{row['milliseconds']:.1f}")
-            rows.setdefault(key, values)
-            if row["list"] == decision["chosen"]:
+            taken = row["list"] == decision["chosen"]
+            if taken:
                 chosen.setdefault(key, []).append(reward)
+            known = {own[:-1] for own in rows.values()}
+            hidden = (row in simple and row is not best) or row["list"] == "fuse-without-reward"
+            if taken or not (hidden or values[:-1] in known):
+                rows.setdefault(key, values)
     ordered = sorted(rows, key=lambda key: [MISSING, *content["decisions"]].index(key[0]))
     body = tuple((*key, *rows[key][:-1], ", ".join(chosen.get(key, [])), rows[key][-1]) for key in ordered)
     header = ("reward", "list", *map(metric_label, SHOWN), "chosen under", "ms")
@@ -246,11 +256,11 @@ def trial_sentences(content: Mapping[str, Any]) -> list[str]:
                 low, high = reported(row["against"][UTILITY])
                 moved["raised it" if low > 0 else "lowered it" if high < 0 else "did not change it"].append(arm)
         trained = "; ".join(f"{', '.join(arms)} {verb}" for verb, arms in moved.items() if arms)
+        trained = f" True utility of training alone, last step against nll: {trained}." if trained else ""
         sentences.append(
             f"{reward}: diagnose says {verdict['decision']}. {verdict['sentences'][1]} decide serves"
             f" {decision['chosen']}, with true utility {served[UTILITY]} and HR@10 {served[HIT]}; {decision['control']}"
             f" has {start[UTILITY]} and {start[HIT]}. In fuse the reward has weight {weights['reward']:.2f} and the"
-            f" policy {weights['policy']:.2f}, in spreads. True utility of training alone, last step against nll:"
-            f" {trained}."
+            f" policy {weights['policy']:.2f}, in spreads.{trained}"
         )
     return [*sentences, RANKER]
