@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import polars as pl
 import pytest
 import typer
 import yaml
@@ -410,6 +411,18 @@ def test_dry_run_of_prepare_and_demo(adagrpo: Command, tmp_path: Path, data: Pat
     for words in (["prepare", data / "log.csv"], ["demo", "--small"]):
         reply = adagrpo(*words, "--out", tmp_path / "out", "--dry-run")
         assert reply.status == 0 and "prepare" in reply.out and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_parts_is_one_log(adagrpo: Command, tmp_path: Path, data: Path) -> None:
+    header, *lines = (data / "log.csv").read_text().splitlines(keepends=True)
+    for number in range(3):
+        (tmp_path / "logs" / f"part={number}").mkdir(parents=True)
+        (tmp_path / "logs" / f"part={number}" / "x.csv").write_text("".join([header, *lines[number::3]]))
+    whole = adagrpo("prepare", data / "log.csv", "--out", tmp_path / "whole")
+    parts = adagrpo("prepare", tmp_path / "logs", "--out", tmp_path / "parts")
+    assert whole.status == parts.status == 0 and f"note: 3 files of {tmp_path / 'logs'} are read" in parts.err
+    first, second = (pl.read_parquet(tmp_path / run / "prepare" / "train.parquet") for run in ("whole", "parts"))
+    assert first.equals(second)
 
 
 def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, finished: Path) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import build_dataset
+from adagrpo.data.logs.formats import files_of
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.preview import format_lines, preview_logs
@@ -42,6 +43,18 @@ def test_separators_and_encodings(tmp_path: Path, suffix: str, separator: str, e
     assert file["separator"] == separator and file["rows"] == 3 and file["packed"] == suffix.endswith("gz")
     assert file["encoding"] == {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with a byte order mark"}.get(encoding, "UTF-16")
     assert read_items(path, text_columns=["user_id"])["text"].to_list() == ["ä;1", "b", "b,c"]
+
+
+def test_a_folder_is_the_files_in_it_but_for_those_of_the_engine_that_wrote_it(tmp_path: Path) -> None:
+    names = ["b/part=1/x.csv", "a.parquet", "_SUCCESS", "_tmp/x.csv", ".crc/x.csv", "b/.x.csv", "b/notes.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, "user_id,item_id,timestamp\na,1,5\n")
+    alone = tmp_path / "b" / ".x.csv"  # named itself, it is read
+    assert files_of([tmp_path, alone]) == [tmp_path / "a.parquet", tmp_path / "b/part=1/x.csv", alone]
+    with pytest.raises(UserError, match=r"_tmp/none: a folder without a file that ends in \.csv"):
+        (tmp_path / "_tmp" / "none").mkdir()
+        files_of([tmp_path / "_tmp" / "none"])
 
 
 @pytest.mark.parametrize("quote", ["", '"'])

@@ -31,6 +31,7 @@ def inspect(
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
     """Show columns of logs of one role, what they seem to be, and which rows would be dropped. Writes nothing."""
+    logs = library.formats.files_of(logs)
     given, _, kept = column_settings(common.settings)
     _refuse_several_roles(logs, given)
     preview = library.preview.preview_logs(logs, None if all_rows else library.preview.ROWS, given, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from adagrpo.errors import UserError
 
 RoledFiles = Annotated[
     list[Path] | None,
-    typer.Argument(help="Log files, also of impressions and items; their columns say which is which."),
+    typer.Argument(help="Log files, or folders of them, also of impressions and items; columns say which is which."),
 ]
 Orders = Annotated[
     list[Path] | None,
@@ -90,6 +91,10 @@ def by_role(
             exposures = path
             files.remove(path)
             notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")
+    folders = [path for path in (*files, *chain(*by_kind.values()), *(random or ())) if path.is_dir()]
+    files, random = library.formats.files_of(files), library.formats.files_of(random or ())
+    by_kind = {kind: library.formats.files_of(paths) for kind, paths in by_kind.items()}
+    notes += [f"note: {len(library.formats.files_of([path]))} files of {path} are read" for path in folders]
     for path in by_kind["orders"]:
         if (clicked := look(path).get("clicked")) is not None:
             raise UserError(

@@ -163,9 +163,7 @@ def demo(
     common: Common,
     out: Out = Path("runs/demo"),
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
-    train: Annotated[
-        bool, typer.Option("--train", help="Train policies by each reward too.")
-    ] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train policies by each reward too.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Diagnose a good and a wrong reward, and decide what to serve under each, in a simulated marketplace."""

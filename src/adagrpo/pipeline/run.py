@@ -22,6 +22,7 @@ import polars as pl
 from adagrpo.config import Settings, as_overrides, dump_config, load_config, resolve_config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.console import Silent, StderrConsole
+from adagrpo.data.logs.formats import files_of
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
@@ -288,7 +289,8 @@ class Run(RunDirectory):
         """Take newer rows of the logs into the list that is served, see `adagrpo.pipeline.refresh`.
 
         Args:
-            logs: only the new rows, or longer logs that repeat the old ones; with the columns of the run's.
+            logs: only the new rows, or longer logs that repeat the old ones, as files or folders of them; with the
+                columns of the run's.
 
         Returns:
             The content of refresh.json: what is new, the comparison on the newest rows, and whether the list with them
@@ -298,7 +300,7 @@ class Run(RunDirectory):
             UserError: the run has no refit list, or the logs no newer rows of it.
         """
         with self._doing():
-            return refresh(self, [Path(one) for one in logs])
+            return refresh(self, files_of(map(Path, logs)))
 
     def serve_before(self) -> dict[str, Any]:
         """Serve what was served before the last refresh that took over; return both numbers, 0 for the refit."""

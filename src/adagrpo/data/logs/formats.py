@@ -14,7 +14,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import polars as pl
 
 from adagrpo.errors import UserError
+from adagrpo.storage.marks import is_marked
 
 MAX_EXPANSION = 100  # `data.max_expansion` if not given
 ALWAYS = 2**25  # bytes that may come out of any file
@@ -117,6 +118,25 @@ def kind_of(path: Path) -> str:
         what = "a folder" if path.is_dir() else file
         raise UserError(f"{path}: {what}; give a file that ends in {', '.join(SUFFIXES)}")
     return kind
+
+
+def files_of(paths: Iterable[Path]) -> list[Path]:
+    """Replace folders by the files of a known kind in them, at any depth and sorted, as engines write a table in parts.
+
+    Names that begin with `.` or `_` are the engines' own. UserError for a folder that holds no such file; one that this
+    program wrote stays as it is.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or is_marked(path):
+            found.append(path)
+            continue
+        inside = [one for one in sorted(path.rglob("*")) if one.name.lower().endswith((*SUFFIXES,)) and one.is_file()]
+        parts = [one for one in inside if not any(name.startswith((".", "_")) for name in one.relative_to(path).parts)]
+        if not parts:
+            raise UserError(f"{path}: a folder without a file that ends in {', '.join(SUFFIXES)}")
+        found += parts
+    return found
 
 
 def names_file(word: str) -> bool:
