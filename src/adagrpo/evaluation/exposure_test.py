@@ -5,10 +5,9 @@ depend on the user, i could as well have been shown to b and j to a. So of the p
 a's and b's comparisons of i and j one more speaks for it), it prefers what happened in half, whatever the list is.
 Only items that neither had had are paired: a shop that hides these depends on the user by that alone.
 
-Where it does not depend on him, the mean of clicks on those shown items that are in a user's list, each weighted by one
-over how often its item was shown, estimates how many of the list's places he would click if he were shown them
-(replay: Li et al. 2011; weights by propensity, self-normalised: Swaminathan and Joachims 2015). `not_the_best` compares
-lists by it with the best of them (multiple comparisons with the best: Hsu 1984).
+Where it does not depend on him, clicks on those shown items that are in a user's list, each weighted by one over how
+often its item was shown, say what he would click of the list (replay: Li et al. 2011; self-normalised weights by
+propensity: Swaminathan and Joachims 2015).
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from adagrpo.data.columns import ITEM, TIMESTAMP, USER
 from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.types import Floats, Ints
 
 MARGIN = 0.02  # share of pairs above one half that still counts as no dependence
-MOST_PAIRS, LEAST = 20_000, 20  # pairs that are compared; fewest visits, and users of a list, for a test
+MOST_PAIRS, LEAST = 20_000, 20  # pairs that are compared; fewest pairs of visits for a test
 
 
 class Exchanges(NamedTuple):
@@ -66,49 +64,14 @@ def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Gener
 def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interval]]:
     """Say whether no list tells who was shown what, by `Exchanges.happened` of each, and return their intervals.
 
-    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` visits.
+    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` at least.
     """
     level = 1 - 0.05 / max(1, len(happened))
     found = {name: mean_interval(shares, level=level) for name, shares in happened.items() if len(shares) >= LEAST}
     return len(found) == len(happened) > 0 and all(one.high < 0.5 + MARGIN for one in found.values()), found
 
 
-class Replayed(NamedTuple):
-    """What each of `U` users was shown of his list."""
-
-    clicked: Floats  # (U,) Σ w over clicks
-    weights: Floats  # (U,) Σ w
-
-    @property
-    def rate(self) -> float:
-        """The weighted share that was clicked; 0 if nothing was shown."""
-        total = float(self.weights.sum())
-        return float(self.clicked.sum()) / total if total else 0.0
-
-    @property
-    def linear(self) -> Floats:  # (U,)
-        """What each user adds to the error of the rate, times U."""
-        return np.asarray(len(self.weights) * (self.clicked - self.rate * self.weights) / self.weights.sum())
-
-
 def weights_of_shown(items: Ints) -> Floats:  # (N,) shown items
     """Return one over how often each one's item was shown, at most one over the median item's, so that none rules."""
     _, item, counts = np.unique(items, return_inverse=True, return_counts=True)
     return np.asarray(1 / np.maximum(counts, np.median(counts))[item])
-
-
-def not_the_best(found: Mapping[str, Replayed]) -> list[str]:
-    """Return the lists of which another one has a significantly higher rate: the best is among them in at most 5 %.
-
-    Lists that fewer than `LEAST` users were shown something of stay out of it.
-    """
-    known = {name: one for name, one in found.items() if np.count_nonzero(one.weights) >= LEAST}
-    critical = stats.norm.ppf(1 - 0.05 / max(1, len(known) - 1))
-    worse = []
-    for name, one in known.items():
-        for other in known.values():
-            error = float(np.std(other.linear - one.linear)) / np.sqrt(len(one.weights))
-            if other.rate - one.rate > critical * error > 0:
-                worse.append(name)
-                break
-    return worse

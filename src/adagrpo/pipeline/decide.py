@@ -6,11 +6,11 @@
    best fused one, since it can express most others and its figure is of weights without the users it ranks; else the
    best.
 3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy (and
-   simpler ones that do so worse than the best: the interval of the AUC difference is below zero), and lists whose own
-   items are clicked significantly less, where shown, than those of another (`evaluation.exposure_test`). Impressions
-   between validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if the test finds that they do not
-   depend on the user. Else the list that orders their clicks best is only named: what a shop shows is chosen by it, and
-   a ranker of it may order the rest badly (`research/exposed_feed`).
+   simpler ones that do so worse than the best: the interval of the AUC difference is below zero), and lists that
+   another one is significantly above whose first ten are clicked no less where they were shown. Impressions between
+   validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if they are found not to depend on the user
+   (`evaluation.exposure_test`). Else the list that orders their clicks best is only named: what a shop shows is chosen
+   by it, and a ranker of it may order the rest badly (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
 cases only fill the table. A frozen or edited decision.plan.yaml is kept.
@@ -34,7 +34,6 @@ from adagrpo.data.exposures import RANDOM
 from adagrpo.data.prepared import SHOWN_LATER
 from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
-from adagrpo.evaluation.exposure_test import Replayed, not_the_best
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import Interval, all_pairs
 from adagrpo.lists import Query, Recommender
@@ -56,7 +55,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
 from adagrpo.pipeline.plan_experiment import plan_experiment
-from adagrpo.pipeline.random_judge import TELLING, RandomOrder, independence, random_order, replayed
+from adagrpo.pipeline.random_judge import TELLING, RandomOrder, clicks_of_lists, independence, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.control import doubts_of_control
 from adagrpo.pipeline.stages.diagnose import suspects
@@ -247,11 +246,11 @@ def decision(
     told = None if later is None else independence(data, maker.recommenders([one for one in TELLING if one in names]))
     judged = later if told is not None and told.found else random
     judge = RANDOM if random is not None else SHOWN_LATER
-    clicked = {} if judged is None else replayed(data, maker.recommenders(names), judge)
+    clicks = {} if judged is None else clicks_of_lists(data, maker.recommenders(names), judge)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
-    unclicked = not_the_best({name: clicked[name] for name in trusted if name not in harmful and name in clicked})
-    allowed = {name: found for name, found in trusted.items() if name not in (*harmful, *unclicked)}
+    outdone = {} if judged is None else judged.outdone([name for name in trusted if name not in harmful], clicks)
+    allowed = {name: found for name, found in trusted.items() if name not in (*harmful, *outdone)}
     if len(weights) < 2:
         raise UserError(
             "one validation case compares no lists: decide needs at least two users with three interactions"
@@ -283,8 +282,8 @@ def decision(
             if of_users is not None:
                 mean, low, high = of_users.against(name)[:3]
                 rows[-1][judge] = {"auc": float(of_users.auc[name].mean()), f"against {START}": [mean, low, high]}
-        if name in clicked:
-            rows[-1]["click_rate_of_shown"] = clicked[name].rate
+        if name in clicks:
+            rows[-1]["clicks_of_list"] = clicks[name]
     tested = {row["list"]: row["test"][f"hr@{TOP}"] for row in rows}
     of_reward = pairs.get((FUSE, FUSE_WITHOUT_REWARD))
     return {
@@ -301,7 +300,7 @@ def decision(
             *doubts_of_control(data),
             *_doubts(data, quick, as_logged, choice, leaks),
             *_of_judges(data, random, later, harmful),
-            *_of_clicks(clicked, unclicked),
+            *([] if judged is None else _of_outdone(judged, outdone)),
             *([] if later is None or judged is later else _of_later(later, [*quick], choice.chosen)),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
             *_of_catalogue(run),
@@ -338,14 +337,14 @@ def _of_judges(
     return doubts
 
 
-def _of_clicks(clicked: Mapping[str, Replayed], unclicked: Sequence[str]) -> list[str]:
-    if not unclicked:
+def _of_outdone(judged: RandomOrder, outdone: Mapping[str, str]) -> list[str]:
+    if not outdone:
         return []
-    first = max(clicked, key=lambda name: clicked[name].rate)
-    rates = ", ".join(f"{name} {100 * clicked[name].rate:.1f} %" for name in unclicked)
+    lost = ", ".join(f"{name} by {-100 * judged.against(name, other).mean:.1f}" for name, other in outdone.items())
+    first = ", ".join(dict.fromkeys(outdone.values()))
     return [
-        f"of the items that users were shown and that are in {first}, {100 * clicked[first].rate:.1f} % were clicked:"
-        f" significantly more than in these, which were not taken: {rates}"
+        f"of what users were shown, these order clicks significantly worse than {first}, whose first ten are clicked no"
+        f" less, and were not taken, in points of AUC: {lost}"
     ]
 
 

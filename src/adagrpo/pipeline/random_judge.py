@@ -2,7 +2,7 @@
 
 A user's AUC is the share of (clicked, not clicked) pairs that a list orders correctly. Of pairs that were both shown,
 which item is shown more often plays no part. Where what was shown does not depend on the user
-(`adagrpo.evaluation.exposure_test`), clicks on what is in his list say more.
+(`adagrpo.evaluation.exposure_test`), clicks on what is in his list count too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import CLICKED, ITEM, POSITION, TIMESTAMP, USER
 from adagrpo.data.exposures import RANDOM, telling
 from adagrpo.data.prepared import SHOWN_LATER, TARGET
-from adagrpo.evaluation.exposure_test import Replayed, exchanged, independent, weights_of_shown
+from adagrpo.evaluation.exposure_test import exchanged, independent, weights_of_shown
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists import Query, Recommender
@@ -46,6 +46,21 @@ class RandomOrder(NamedTuple):
         level = 1 - 0.05 / max(1, len(names))
         moved = {name: np.count_nonzero(self.auc[name] != self.auc[other]) for name in names}
         return [name for name in names if moved[name] >= LEAST and self.against(name, other, level=level).high < 0]
+
+    def outdone(self, names: Sequence[str], clicks: Mapping[str, float]) -> dict[str, str]:
+        """Return the lists that another one is significantly above, by one of these with no fewer clicks of lists.
+
+        One-sided, over all others of a list (Bonferroni): multiple comparisons with the best (Hsu 1984).
+        """
+        level = 1 - 0.1 / max(1, len(names) - 1)
+        found = {}
+        for name in names:
+            above = [other for other in names if clicks[other] >= clicks[name]]
+            above = [other for other in above if np.count_nonzero(self.auc[name] != self.auc[other]) >= LEAST]
+            above = [other for other in above if self.against(name, other, level=level).high < 0]
+            if above:
+                found[name] = max(above, key=lambda other: float(self.auc[other].mean()))
+        return found
 
 
 class Independence(NamedTuple):
@@ -100,16 +115,18 @@ def independence(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> Ind
     return Independence(*independent(happened))
 
 
-def replayed(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str) -> dict[str, Replayed]:
-    """Count clicks on the shown items of a prepared file that are in lists of ten, of at most `MOST_USERS` users."""
+def clicks_of_lists(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str) -> dict[str, float]:
+    """Return by list the share of its ten places that users would click, of at most `MOST_USERS` of a prepared file.
+
+    Of what each was shown of his list; places of items that nobody was shown count as not clicked.
+    """
     shown = _shown(data, judge)
     assert shown is not None
     shown = _some_users(data, shown, np.random.default_rng([data.config.seed, 7]))
-    weights = weights_of_shown(shown[ITEM].to_numpy().astype(np.int64))
-    rows, items = shown[USER].to_numpy().astype(np.int64), shown[ITEM].to_numpy().astype(np.int64)
+    rows, items = (shown[name].to_numpy().astype(np.int64) for name in (USER, ITEM))
     users, own = np.unique(rows, return_inverse=True)  # of each row
-    queries = _queries(data, users)
-    found = {}
+    weights, clicked = weights_of_shown(items), shown[CLICKED].to_numpy()
+    queries, found = _queries(data, users), dict[str, float]()
     for name, served in lists:
         listed = np.full((len(users), TOP), -1)
         for first in range(0, len(users), BATCH):
@@ -117,8 +134,8 @@ def replayed(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str
                 top = served.known(answer.items[:TOP])[0]
                 listed[row, : len(top)] = top
         counted = np.where((listed[own] == items[:, None]).any(axis=1), weights, 0.0)
-        clicked = np.where(shown[CLICKED].to_numpy(), counted, 0.0)
-        found[name] = Replayed(*(np.bincount(own, one, len(users)).astype(float) for one in (clicked, counted)))
+        rate = counted[clicked].sum() / counted.sum() if counted.any() else 0.0
+        found[name] = float(rate * np.isin(listed, items).mean())
     return found
 
 

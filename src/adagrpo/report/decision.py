@@ -28,7 +28,7 @@ def decision_table(content: Mapping[str, Any]) -> Table:
     utility = any("true_utility@10" in row["test"] for row in compared)
     judges = {"random": "AUC on random", "shown_later": "AUC of shown"}
     judged = [name for name in judges if any(name in row for row in compared)]
-    clicked = any("click_rate_of_shown" in row for row in compared)
+    clicked = any("clicks_of_list" in row for row in compared)
     baskets = any("recall@10" in row["test"] for row in compared)
     rows = []
 
@@ -52,7 +52,7 @@ def decision_table(content: Mapping[str, Any]) -> Table:
                 MISSING if row["list"] == START else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
                 *on_test(row["test"]),
                 *(f"{row[name]['auc']:.4f}" for name in judged),
-                *([f"{100 * row['click_rate_of_shown']:.1f} %"] if clicked else []),
+                *([f"{100 * row['clicks_of_list']:.1f} %"] if clicked else []),
                 f"{row['milliseconds']:.1f}",
             )
         )
@@ -139,11 +139,10 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
             f"AUC of shown: of what {content['shown_later_users']:,} users were shown after their validation cases, the"
             f" share of pairs of a clicked and another item that a list orders so.{_of_dependence(content)}"
         )
-    if "click_rate_of_shown" in row:
+    if "clicks_of_list" in row:
         sentences.append(
-            "Clicked: of the items that a user was shown and that are in his list, the share that he clicked, each"
-            " weighted by one over how often it was shown. Of lists whose shares are not significantly below another's,"
-            " NDCG chooses."
+            "Clicked: the share of the ten places that users would click, by those of the shown items that are in their"
+            " lists, each weighted by one over how often it was shown; what nobody was shown counts as not clicked."
         )
     sentences += [*_sentence(content["warning"]), *_sentence(content["training"])]
     return [*sentences, *(f"{'Also' if i else 'But'} {doubt}." for i, doubt in enumerate(content["doubts"]))]
