@@ -35,7 +35,7 @@ from research.worlds.tables import tables
 
 HERE = Path(__file__).parent
 RESULTS, TUNING = HERE / "worlds.jsonl", HERE / "tuning.jsonl"
-FIRST, TUNED = 100, 7  # the seed of the first world of each kind, and of the one that knobs were set on
+FIRST, TUNED = 200, 7  # the seed of the first world of each kind, and of the one that knobs were set on
 TOP = 10
 
 
