@@ -69,6 +69,9 @@ ROWS = {
     49: "Requests compute no item vectors of a served policy, and a newly loaded one keeps none of the former's.",
     50: "Rows of benchmarks that are older than what they measure are named.",
     51: "New impressions are taken by a refresh, each once.",
+    52: "What a shop shows judges lists only where it is found not to depend on the user.",
+    53: "A folder of log files is read whole, but for the files of the engine that wrote it.",
+    54: "A machine that dies loses no list of `recommend --ray`, and no step of `train` over two machines.",
     0: "An hour of runs that are killed and continued in one process leaves no file and no growing memory.",
 }
 ELSEWHERE = {
@@ -96,6 +99,9 @@ ELSEWHERE = {
     49: "tests: `policies/test_hybrid.py`",
     50: "tests: `test_benchmarks.py`",
     51: "tests: `pipeline/test_refresh.py`",
+    52: "tests: `evaluation/test_exposure_test.py`, `pipeline/test_random_judge.py`",
+    53: "tests: `data/test_own_logs.py`, `test_cli.py`",
+    54: "command: [`benchmarks.nodes`](how-to/scale.md#what-was-run-on-several-machines)",
 }
 
 
