@@ -276,6 +276,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return to_markdown(Table.of(header, body))
 
 
+def on_page(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A page with the table between its markers."""
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    return f"{before}{MARKS[0]}\n\n{table(rows)}\n\n{MARKS[1]}{after}"
+
+
 def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -291,9 +297,7 @@ def main() -> int:
         print(row, flush=True)
     rows = list(read_rows(RESULTS))
     if options.page is not None:
-        text = options.page.read_text(encoding="utf-8")
-        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-        options.page.write_text(f"{before}{MARKS[0]}\n\n{table(rows)}\n\n{MARKS[1]}{after}", encoding="utf-8")
+        options.page.write_text(on_page(options.page.read_text(encoding="utf-8"), rows), encoding="utf-8")
     return 0 if all(row["holds"] for row in {row["run"]: row for row in rows}.values()) else 1
 
 

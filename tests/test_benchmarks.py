@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import page, scale_table, stale
+from benchmarks import nodes, page, scale_table, stale
+
+from adagrpo.report import read_rows
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
@@ -80,6 +82,11 @@ def test_every_row_has_code_that_is_there() -> None:
     rows = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
     for name in {*page.SHOWN, *(row["name"] for row in rows)}:
         assert all((ROOT / part).exists() for part in stale.code_of(name)), name
+
+
+def test_the_table_of_several_machines_is_what_its_rows_give() -> None:
+    text = (ROOT / "docs" / "how-to" / "scale.md").read_text(encoding="utf-8")
+    assert nodes.on_page(text, list(read_rows(nodes.RESULTS))) == text
 
 
 def test_the_page_of_growing_logs_is_what_its_rows_give() -> None:
