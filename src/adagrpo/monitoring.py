@@ -1,8 +1,8 @@
 """Signs of reward hacking in a log; docs/how-to/watch.md lists them.
 
-Standard errors are over lists, the larger by own and by pooled variances, since a few lists without a click have no
-variance. Gini coefficients depend on the number of lists, so that of a window is compared with `DRAWS` samples of as
-many lists from the baseline: with deviation `s` and sampled fraction `f`, its error is s √((1 + f) / (1 - f)).
+Standard errors are over lists, the larger by own and by pooled variances. Gini coefficients depend on the number of
+lists, so that of a window is compared with `DRAWS` samples of as many lists from the baseline: with deviation `s` and
+sampled fraction `f`, its error is s √((1 + f) / (1 - f)).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Network blocks of the compact policy and the sequential ranker: a causal transformer over item vectors.
 
-Pre-norm blocks (Xiong et al. 2020) with GELU by the error function, five times as fast as tanh on a CPU. Departures,
-for speed: right padding replaces a padding mask, and dropout compares random bytes with a threshold (rates are
-multiples of 1/256). The sampled softmax has uniform negatives that a batch shares (Klenitskiy and Vasilev 2023):
+Pre-norm blocks (Xiong et al. 2020) with GELU by the error function. Departures, for speed: right padding replaces a
+padding mask, and dropout compares random bytes with a threshold (rates are multiples of 1/256). The sampled softmax has
+uniform negatives that a batch shares (Klenitskiy and Vasilev 2023):
 
     loss_n = log(exp(s_n) + Σ_m exp(z_nm)) - s_n,    z_nm = h_n · v_m + b_m,    without the m that are the target of n
 

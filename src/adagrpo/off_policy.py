@@ -9,8 +9,8 @@
 
 IPS and DR are unbiased if the logged probabilities are right; SNIPS is consistent and has a lower variance. The cascade
 weights the reward at a rank by the probability ratio of the list down to that rank: it is unbiased if users read from
-the top and are not influenced by what is below, and varies less than the weight of the whole list; self-normalised,
-each rank is divided by its mean weight. Intervals are clustered by user; those of ratios are linearised.
+the top and are not influenced by what is below; self-normalised, each rank is divided by its mean weight. Intervals are
+clustered by user; those of ratios are linearised.
 
     effective size      n_eff = (Σ w)² / Σ w²                                 (Kish 1965)
     mean weight         E[w] = 1 where the log's probabilities are right

@@ -209,7 +209,6 @@ class ArmConfig(Section):
 
 
 def _arm_of(name: str) -> dict[str, Any]:
-    """Parse the name of an arm into fields."""
     if name in PRESETS:
         return {"name": name} | PRESETS[name]
     match = _ARM.fullmatch(name)

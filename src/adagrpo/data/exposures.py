@@ -91,7 +91,7 @@ def impressions_of(
     within_seconds: float | None = None,  # maximum delay of a click; None: no limit
     only_sampled: bool = False,  # keep sampled lists only, which have propensities
 ) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join the shown lists of an exposure log with their feedback; return impressions in log order, and the counts.
+    """Join the shown lists of an exposure log with their feedback; impressions are in log order.
 
     A click gets the time of its impression, so it is never history of its own list. Columns: user_id, item_id,
     timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (first).
@@ -158,7 +158,7 @@ def write_exposures(
 ) -> None:
     """Write unordered impressions, split at random: a share for validation, and again for the report.
 
-    Those of `random` were shown at random. UserError for no impressions, or fewer than two users with a training click.
+    UserError for no impressions, or fewer than two users with a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -278,7 +278,7 @@ LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet"
 def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return items shown at random to a prepared log's users, (user, item, clicked), to judge lists alone, and counts.
 
-    Pairs of the log or its impressions are dropped, as training knows them. UserError for no clicks, or nothing left.
+    Pairs of the log or its impressions are dropped. UserError for no clicks, or nothing left.
     """
     if shown.impressions is None:
         raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")
@@ -305,7 +305,7 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
 
 
 def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
-    """Return exposures of at most `most` users with a history who clicked some items and skipped some, sorted."""
+    """Return exposures of at most `most` users with a history who clicked some items and skipped some."""
     of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = of_both.sort().to_numpy()
     drawn = generator.permutation(users[lengths[users] > 0])[:most]

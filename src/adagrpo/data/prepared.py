@@ -56,7 +56,7 @@ from adagrpo.types import Cases, Ragged
 
 @dataclass(frozen=True)
 class MappedRagged(Ragged):
-    """Training sequences in a file, read in batches by `pread`: with large pages, a mapped history would cost 2 MB."""
+    """Training sequences in a file, read in batches by `pread`."""
 
     pages: mmap.mmap
     file: IO[bytes]
@@ -76,7 +76,7 @@ class MappedRagged(Ragged):
 
 
 def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
-    """Copy an integer column without nulls to a temporary file: values, mapping, and file, or None if that fails."""
+    """Copy an integer column without nulls to a temporary file; None if that fails."""
     try:
         file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it
         for first in range(0, rows, _ROWS):
@@ -177,7 +177,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 
 def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Return the impressions, between a user's validation target and the test, of items that he had not had."""
+    """Return impressions between a user's validation target and the test, of items not had before."""
     users = shown[USER].to_numpy()
     known = (split.validation_positions >= 0)[users] & (shown[HISTORY_LENGTH].to_numpy() >= split.target_ends[0][users])
     later = known & (shown[TIMESTAMP].to_numpy() < split.tested_from)
@@ -188,7 +188,7 @@ def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) 
 
 
 def load_training(directory: Path) -> Ragged:
-    """Load the training sequences, one row per user, maybe empty; long logs stay on disk."""
+    """Load the training sequences, one row per user; long logs stay on disk."""
     path = directory / "train.parquet"  # written by user and position
     rows, counts = _count(path), np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
     for first in range(0, rows, _ROWS):  # of a long log a whole column takes as much as the result

@@ -79,7 +79,7 @@ def length_bucketed_batches(
 ) -> list[NDArray[np.int64]]:
     """Batch rows of two items or more by similar length, in an order set by (seed, epoch).
 
-    Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
+    Rows are sorted by length within buckets of `bucket_factor` batches.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

@@ -73,7 +73,7 @@ def beam_search_and_score(
     trie: Trie | None,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Tensor]:
-    """Run `beam_search`, and score other sequences, (B, G), in the same passes, faster for a few histories."""
+    """Run `beam_search`, and score other sequences, (B, G), in the same passes."""
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -118,7 +118,7 @@ def beam_search_both(
     constrained_width: int | None = None,  # None: the same
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """Return the constrained beams and the free ones, as two searches would, with shared prefixes evaluated once."""
+    """Return constrained and free beams, as of two searches, evaluating shared prefixes once."""
     levels = check(policy, trie)
     _check_width("width", width)
     constrained_width = width if constrained_width is None else constrained_width
@@ -261,7 +261,7 @@ def _best_continuations(
 ) -> _Step:  # parents are indices among the W
     """The `W' = min(width, W * K)` best continuations of all hypotheses, best first.
 
-    Only the `W'` spans of codes with the highest maxima are sorted, five times faster on a CPU.
+    Only the `W'` spans of codes with the highest maxima are sorted.
     """
     samples, count, size = log_probs.shape
     span = max(d for d in range(1, min(size, _SPAN) + 1) if size % d == 0)
@@ -288,7 +288,7 @@ def _best_continuations(
 
 
 def top(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
-    """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
+    """Return indices of the highest values, best first, ties by index."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
     index = torch.arange(values.shape[1] - 1, -1, -1, device=values.device)

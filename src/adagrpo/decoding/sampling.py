@@ -3,7 +3,7 @@
     sample           c_l = min {k : F_l(k) > u_l},   F_l the cumulative distribution of softmax(z_l / temperature)
     score sequences  log π(c_l | x, c_<l) of given codes
 
-Samples depend only on the weights and the given uniforms, not on the batch. A trie masks the logits and renormalises.
+Samples do not depend on the batch. A trie masks the logits and renormalises.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def score_sequences(
     temperature: float = 1.0,
     trie: Trie | None = None,
 ) -> Tensor:  # (B, G, L)
-    """Return log-probabilities of given codes under the distribution of `sample`, with gradients; a trie renormalises.
+    """Return log-probabilities of given codes under the distribution of `sample`, with gradients.
 
     DeadEnd if a sequence is not in the trie.
     """

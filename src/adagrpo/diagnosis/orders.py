@@ -101,7 +101,7 @@ class RepeatedMix(NamedTuple):
 
 
 def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
-    """Compute `cross_fitted_mix` over many random halvings; beams are sorted once per weight."""
+    """Compute `cross_fitted_mix` over many random halvings."""
     std, cases = within_list_std(lists.items, lists.rewards), len(lists.targets)
     ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, std)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
@@ -127,7 +127,7 @@ def permuted(values: Floats, real: NDArray[np.bool_], generator: np.random.Gener
 
 
 def serving_quantities(lists: Lists, history_lengths: Ints) -> dict[str, Floats]:  # history_lengths (N,)
-    """Return the quantities of a case that are known at serving time, (N,) each, by name.
+    """Return what is known of a case at serving time, (N,) each, by name.
 
     All but the history length are NaN for fewer than two items.
     """
@@ -187,7 +187,7 @@ def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
 
 
 def popularity_cells(targets: Ints, counts: Ints) -> list[Cell]:  # targets (N,), counts (V,)
-    """Return cells by head, middle and tail items, with a third of the training interactions each."""
+    """Return cells by head, middle and tail items, a third of the training interactions each."""
     tail, below_head = metrics.tail_items(counts, 1 / 3), metrics.tail_items(counts, 2 / 3)
     masks = {"head": ~below_head, "middle": below_head & ~tail, "tail": tail}
     cells = [Cell(f"{name} ({int(mask.sum()):,} items)", mask[targets]) for name, mask in masks.items()]

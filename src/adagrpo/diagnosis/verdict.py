@@ -108,7 +108,7 @@ def judge(
     seed: int,  # of the halvings
     level: float = 0.05,
 ) -> Judgement:
-    """Judge whether re-ranking by a reward helps, and whether its sign is right."""
+    """Judge whether re-ranking by a reward helps, and its sign is right."""
     ranks = {"policy": target_ranks(lists, lists.log_probs), "ranker": target_ranks(lists, lists.rewards)}
     orders: dict[str, Gains] = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
     repeated = repeated_mix(lists, seed=seed)
@@ -213,7 +213,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 
 def leak_reason(leak: Mapping[str, Any] | None) -> str | None:
-    """Return how `leak_signs` shows that a reward has probably seen the held-out items; None without a sign."""
+    """Return in words the signs of `leak_signs`; None without one."""
     if leak is None or not leak["signs"]:
         return None
     first, best = leak["hr@1"], max(leak["references"], key=lambda name: leak["references"][name])

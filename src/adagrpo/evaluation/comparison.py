@@ -87,7 +87,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Compare the plan's pairs of arms, first minus second, as `compare`: a row per pair and kind of checkpoint."""
+    """Compare the plan's pairs of arms, first minus second: a row per pair and kind of checkpoint."""
     rows: list[dict[str, Any]] = []
     for arm, other in options.pairs:
         for checkpoint in ("best", "final"):
@@ -213,8 +213,8 @@ START, CONTINUED = "sft", "nll"
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
     """Return intervals of each checkpoint's metrics and of its differences from the starting policy and continued NLL.
 
-    Percentile bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm
-    and checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
+    Bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm and
+    checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
     """
     start = users[START, "start"]
     for point, table in users.items():

@@ -61,7 +61,7 @@ def select_cases(cases: Cases, rows: NDArray[np.int64]) -> Cases:  # rows (K,)
 
 
 def eligible_cases(cases: Cases, eligible: NDArray[np.bool_]) -> Cases:  # eligible (V,)
-    """Select the cases with an eligible logged item; of baskets, only the eligible items remain."""
+    """Select the cases with an eligible logged item; of baskets only eligible items remain."""
     if cases.relevant is None:
         return select_cases(cases, np.flatnonzero(eligible[cases.targets]))
     inside, offsets = eligible[cases.relevant.values], cases.relevant.offsets
@@ -224,7 +224,7 @@ def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
 
 
 def ranks_in(items: NDArray[np.int64], cases: Cases) -> NDArray[np.int64]:
-    """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
+    """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 if absent; of baskets (N, R)."""
     return metrics.target_rank_in(items, cases.logged)
 
 
@@ -243,7 +243,7 @@ def without_history(
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
     """Return found items outside whole histories and their scores, padded with -1 and -inf.
 
-    Samples with short lists are searched again with their histories excluded.
+    Samples with short lists are searched again.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is

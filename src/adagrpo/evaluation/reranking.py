@@ -82,8 +82,7 @@ def exposure_weights(shown: Ints) -> Floats:
 def case_weights(shown: Ints, power: float = EXPOSURE_POWER) -> Floats:
     """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
 
-    A case whose item was never shown weighs 1. The default is the root, as liked items are shown more
-    (`research/decisions`).
+    A case whose item was never shown weighs 1. The default is the root (`research/decisions`).
 
     >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
     [1.51, 0.92, 0.92, 0.65, 1.0]

@@ -53,7 +53,7 @@ def switches_path(plan: Path) -> Path:
 
 
 def read_switches(path: Path, plan: Plan) -> Switches:
-    """Read the switches of a plan, but no unfinished last line; `UserError` for an invalid one."""
+    """Read switches, but no unfinished last line; `UserError` for an invalid one."""
     file = switches_path(path)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
@@ -174,7 +174,7 @@ def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float
 
 
 def assign_by(plan: Plan, user: str) -> str | None:
-    """Return the arm that a plan gives a user, or None if held out."""
+    """Return a user's arm in a plan, or None if held out."""
     return assign(
         user, salt=plan.salt, weights={name: arm.weight for name, arm in plan.arms.items()}, holdout=plan.holdout
     )

@@ -47,7 +47,7 @@ def coins(salt: str, request_id: str) -> Iterator[bool]:
 def team_draft(
     first: Sequence[ItemT], second: Sequence[ItemT], count: int, flips: Iterator[bool]
 ) -> list[tuple[int, int]]:
-    """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`."""
+    """Return arm (0 or 1) and rank in its list for each of at most `count` joint ranks."""
     lists, nexts = (first, second), [0, 0]
     chosen: set[ItemT] = set()
     drafted: list[tuple[int, int]] = []
@@ -93,8 +93,7 @@ def analyse_interleaving(
 ) -> dict[str, Any]:
     """Analyse an experiment of kind `interleaving`; `UserError` if the log has no list of it.
 
-    JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts failed requests
-    too.
+    JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; failed requests are `without_list`.
     """
     (treatment,) = plan.treatments
     asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(

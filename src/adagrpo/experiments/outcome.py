@@ -252,7 +252,7 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
 def _without_interval(
     guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], one: float, strict: float
 ) -> str:
-    """Judge a guardrail without a relative effect; `one` and `strict` are errors for "within" and "beyond"."""
+    """Judge a guardrail without a relative effect; `one` and `strict` are the errors for "within" and "beyond"."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return "unclear"  # division by 0
@@ -275,7 +275,7 @@ def _without_interval(
 
 
 def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float, rate: float = 1.0) -> bool:
-    """Return whether the treatment significantly lost all, `rate` being the relative share of users with something."""
+    """Return whether the treatment significantly lost all; `rate` as below."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return False  # nothing was shown

@@ -108,7 +108,7 @@ def users_of(
     until: float = math.inf,  # end of the window, seconds since 1970, at most the plan's
     since: float | None = None,  # its start; None: the plan's
 ) -> Units:
-    """Return the users that were shown something in the window of a plan; `UserError` if a metric cannot be had."""
+    """Return the users shown something in a plan's window; `UserError` if a metric cannot be had."""
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since

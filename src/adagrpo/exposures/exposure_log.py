@@ -99,8 +99,7 @@ class ExposureSink(Protocol):
         """Log rows of answers not yet sent, durable once this returns; after `SinkFailed`, none of them may be sent.
 
         `together` are the rows per request body, in order; None: one each. A body with a request id of another request
-        (`same_request`) is not written. Returns the row on record under each request id: itself, or an earlier one,
-        which answers a retry.
+        (`same_request`) is not written. Returns the row on record under each request id, for a retry an earlier one.
         """
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
@@ -111,7 +110,7 @@ class ExposureSink(Protocol):
 
 
 def same_request(one: Exposure, other: Exposure) -> bool:
-    """Return whether two rows have the same user, history, length and filters."""
+    """Return whether two rows have one user, history, length and filters."""
     return (one.user_hash, one.history_hash) == (other.user_hash, other.history_hash)
 
 

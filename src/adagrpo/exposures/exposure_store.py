@@ -147,9 +147,9 @@ def rotate(
 ) -> list[int]:
     """Finish a part that was begun, then make one of all other rows; return the numbers of the parts.
 
-    Services may be writing; for their threads it rests every few rows. `kept_rows` of each kind stay in the database.
-    While another process makes a part it waits for `patience` seconds; None: it leaves the rows to it. UserError for a
-    damaged part, an unwritable folder, or `patience` exceeded; sqlite3.Error for a damaged or full database.
+    Services may be writing. `kept_rows` of each kind stay in the database. While another process makes a part it waits
+    for `patience` seconds; None: it leaves the rows to it. UserError for a damaged part, an unwritable folder, or
+    `patience` exceeded; sqlite3.Error for a damaged or full database.
     """
     until = time.monotonic() + (patience or 0.0)
     while True:
@@ -174,7 +174,7 @@ def rotate(
 
 
 def close_part(directory: Path) -> None:
-    """Put rows that are in no part into one, for a reader."""
+    """Put rows in no part into one."""
     try:
         rotate(directory, patience=PATIENCE)  # a part being made has the wanted rows
     except (OSError, sqlite3.Error) as error:

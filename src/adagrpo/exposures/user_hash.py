@@ -59,7 +59,7 @@ def read_key(file: Path | None) -> UserHash:
 
 
 def _make_key(file: Path) -> None:
-    """Write a new key; the file gets its name last, so that no process reads it empty."""
+    """Write a new key; no process reads it empty."""
     work = temporary(file)
     try:
         with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:

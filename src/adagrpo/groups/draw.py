@@ -6,7 +6,7 @@
 
 GRPO: Shao et al. 2024, arXiv 2402.03300. Log-probabilities are those of the distribution that was sampled, with its
 constraint and temperature. Codes that name no item stay in the group as item -1. Of several processes each draws and
-scores some rows, and all end up with every row: negatives, the gate and logged means are the same in all.
+scores some rows, and all end up with every row.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def score_codes(
     catalog: Catalog,
     options: ObjectiveConfig,
 ) -> Tensor:  # (B, G, L)
-    """Return log-probabilities of codes under the distribution that the options draw rollouts from."""
+    """Return log-probabilities of codes under the distribution of the rollouts."""
     if options.rollout == "beam":
         return score_sequences(policy, context, codes)
     trie = catalog.trie if options.constrained else None
@@ -150,7 +150,7 @@ def draw_rollouts(
     temperature: float = 1.0,
     constrained: bool = False,
 ) -> Rollouts:
-    """Draw `G` rollouts per sample; if constrained, codes of the trie alone, with the probabilities of that.
+    """Draw `G` rollouts per sample; if constrained, of the trie alone, with its probabilities.
 
     ValueError or DeadEnd: see `adagrpo.decoding.sample`.
     """

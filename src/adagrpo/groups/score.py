@@ -86,7 +86,6 @@ def _barred(distinct: Tensor, targets: Tensor, histories: Histories) -> Tensor: 
 
 
 def _lowest(distinct: Tensor, priority: Tensor, count: int) -> Tensor:  # distinct (D,), priority (B, D)
-    """(B, count) int64: the items of the lowest finite priorities, then -1."""
     drawn = priority.topk(min(count, len(distinct)), largest=False)
     items = distinct[drawn.indices].masked_fill(drawn.values.isinf(), -1)
     return torch.nn.functional.pad(items, (0, count - items.shape[1]), value=-1)

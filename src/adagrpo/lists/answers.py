@@ -53,8 +53,6 @@ def answer(
         users: whose each history is; None: unknown.
         time: seconds since 1970, for a reward that asks; None: unknown.
         narrowing: from `Recommender.narrow`, for all lists.
-        popular: list popular items for a history without a known id.
-        explain: give the reasons of each item.
         report: called with histories done.
 
     Raises:

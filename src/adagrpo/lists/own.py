@@ -1,4 +1,4 @@
-"""A user's own items: what was had before, from two lines of SQL to the time since and the typical gap.
+"""A user's own items: how often, how lately and how regularly they were had.
 
     own         number of baskets with the item; ties: the more recent, then the more popular; then items never had
     own_recent  Σ_b γ^b over the baskets with it, b baskets ago

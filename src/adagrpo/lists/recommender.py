@@ -98,12 +98,10 @@ class Recommender:
             precision: as requested; the attribute is the one in use.
             reward: re-ranks the beam, scores candidates of `fusion`, or orders all items.
             reward_weight: in units of `within_list_std`, the reward's.
-            fusion: with fitted weights.
             alone: a source that makes the lists without the policy.
             reward_alone: order all items by the reward, or by the policy if it fails.
             popularity: (V,) training interactions; None: a query without a history gets an empty list.
             groups: called when a filter first needs them; None: none.
-            texts: returns the text of each item, or nothing.
             past: whether sources that read a user's whole past know baskets; None: none reads it.
         """
         self._precision: Precision = precision

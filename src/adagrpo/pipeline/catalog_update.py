@@ -59,15 +59,12 @@ def update_catalog(
     interactions: Sequence[Path] = (),
     start: str = LATEST,
 ) -> tuple[CatalogVersion, bool]:
-    """Make the next version.
+    """Make the next version; return it, and whether it is new.
 
     Args:
         items: a table of new items with the columns of `data.items`; a delisted one gets its old codes.
         delist: ids, or files of ids: a table with the id column, or one id per line.
         start: the version to change, see `adagrpo.pipeline.versions.open_version`.
-
-    Returns:
-        The version, and whether it is new.
 
     Raises:
         UserError: an id or file is invalid, or a new item is similar to nothing.

@@ -5,8 +5,7 @@ Mixture arms can have a λ that is matched to the gated arm's:
     mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
     mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
 
-They differ because batch averaging reduces the noise of all samples more than that of an admitted few. Norms are
-measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
+Norms are measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ class RunDirectory(ABC):
         """Open an existing run without writing.
 
         Args:
-            directory: of the run.
             settings: like `--set`, `{"reward.kind": "noise"}`; kept in run.yaml when a command succeeds.
-            console: where progress is shown.
             out: another run directory, new or begun this way, for all output.
             progress: show progress on stderr.
 

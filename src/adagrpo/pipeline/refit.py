@@ -2,7 +2,7 @@
 
 A run inside the run. Its `prepare` has every interaction in training and no case; each fit takes as many epochs as
 validation found best in the run's own fit of the stage. Everything else is read from the run itself: Semantic IDs,
-versions of the catalogue, the weights of fused lists and of rewards. Nothing is measured with it: no test case is left.
+versions of the catalogue, the weights of fused lists and of rewards.
 """
 
 from __future__ import annotations

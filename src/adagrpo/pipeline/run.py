@@ -485,14 +485,12 @@ class Run(RunDirectory):
                 self.console.close()
 
     def _note_made_again(self, commands: Sequence[str] | None) -> None:
-        """Report which finished stages of some commands (None: all) will be rebuilt."""
         for part in made_again(self):
             row = self.stages.row(part.name)
             if commands is None or (row is not None and row.command in commands):
                 self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
     def _make(self, command: str, arms: Sequence[str] | None = None) -> None:
-        """Make a command's stages, in table order."""
         for name, declare in stages_of(self, [command], arms).items():
             if name in self._ready:
                 continue

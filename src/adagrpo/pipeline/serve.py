@@ -187,7 +187,6 @@ class _Wanted:
 
 
 def _reopened(run: RunDirectory) -> RunDirectory:
-    """The run as now on disk."""
     return type(run).open(run.called, run.overrides)
 
 

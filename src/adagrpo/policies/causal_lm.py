@@ -7,7 +7,7 @@
 
 Code K_l ("outside") sums all other tokens, so `level_sizes` is K_l + 1 (`Catalog.with_outside`). NLL at all positions
 is one causal pass. Scoring packs completions behind one prompt under `mask`; decoding keeps its keys and values once
-per sample. Departure: TRL and most open recommenders copy the prompt per completion.
+per sample.
 """
 
 from __future__ import annotations

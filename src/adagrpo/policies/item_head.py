@@ -37,7 +37,7 @@ class HeadScores(NamedTuple):
 
 
 class HeadTable:
-    """Vectors of a frozen policy, cached in the precision last used, as autocast would convert them every time."""
+    """Vectors of a frozen policy, cached in the precision last used."""
 
     def __init__(self, vectors: Tensor, bias: Tensor) -> None:  # vectors (V, D) float32, bias (V, 1) float32
         self._vectors, self.bias = vectors, bias

@@ -75,8 +75,8 @@ class Log:
 def of_this_reward(logs: Sequence[Log], metrics: Mapping[str, Any]) -> tuple[list[Log], list[str]]:
     """Drop logged mean rewards of another reward than the run's current one; also return the arms concerned.
 
-    Continued NLL is not retrained when the reward changes. At step 0 all arms are the starting policy, so another mean
-    reward there means another reward. If no arm reads the reward, all are kept.
+    Another mean reward at step 0, where all arms are the starting policy, means another reward. If no arm reads the
+    reward, all are kept.
     """
     first = {log.arm: next((row.get(REWARD) for row in log.validation if row.get("step") == 0), None) for log in logs}
     known = {arm: value for arm, value in first.items() if arm != START and is_finite(value)}

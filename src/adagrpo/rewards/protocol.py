@@ -112,8 +112,7 @@ class CrossFitted:
 
         score(x_u, i) = RM_fold(u)(x_u, i)            RM_j fitted on the users u with fold(u) ≠ j
 
-    Folds differ in scale: advantages and discriminability are computed within a history, and only the threshold for
-    groups without differences spans folds.
+    Folds differ in scale; only the threshold for groups without differences spans folds.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ def cooccurrence_vectors(
 def starting_rows(vectors: NDArray[np.float32], width: int, length: float, seed: int) -> NDArray[np.float32]:
     """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
-    The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
+    See `research/sequential_ranker`.
     """
     kept = min(width, vectors.shape[1])
     directions = np.linalg.eigh(vectors.T @ vectors)[1][:, ::-1][:, :kept]
@@ -258,7 +258,7 @@ def _reduce(
 def truncated_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """Return left singular vectors (rows, W') and at most `width` values (W',), largest first, none at rounding level.
 
-    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
+    A large matrix is sketched, its vectors being float32.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all

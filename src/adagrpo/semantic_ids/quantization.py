@@ -199,9 +199,8 @@ def _lloyd(
 def assign_within(distances: NDArray[np.floating], capacities: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the (N,) int64 bin of each point, with no bin above its capacity, closest pairs first.
 
-    Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it equals
-    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays. Ties go to the lower point,
-    then the lower bin. ValueError if shapes disagree, a distance is not finite, or capacities are too small.
+    Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). Ties go to the lower point, then the lower
+    bin. ValueError if shapes disagree, a distance is not finite, or capacities are too small.
     """
     if distances.ndim != 2 or capacities.shape != distances.shape[1:] or not np.isfinite(distances).all():
         shapes = f"distances {distances.shape}, capacities {capacities.shape}"
@@ -327,7 +326,6 @@ def _losses(
     items: Tensor,  # (B, D)
     commitment: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return (B,) losses and L of (B,) codes."""
     encoded = encoder(items)
     chosen, residuals = _quantise(encoded, codebooks)
     # ẑ = z - last residual, with z's gradient

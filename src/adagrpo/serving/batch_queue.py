@@ -3,8 +3,7 @@
 A request that would miss its deadline, by measured batch times, is refused at once. After a batch of several, the next
 one waits a small share of its time for as many.
 
-Larger batches are multiples of `STEP`, since the libraries cache buffers per shape: 360 MB for 80 random sizes, 30 MB
-for one.
+Larger batches are multiples of `STEP`, since the libraries cache buffers per shape.
 """
 
 from __future__ import annotations

@@ -98,8 +98,7 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
 def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
     """Yield a path whose file becomes `path` at the end of the block, in a temporary folder of this process.
 
-    So the writing library's own temporary files are known too. A worker gives as `holder` the token of the process with
-    the folder's lock, under which its remains are cleaned up.
+    A worker gives as `holder` the token of the process with the folder's lock, under which its remains are cleaned up.
     """
     folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()

@@ -2,8 +2,7 @@
 
 A group is a user's candidates at one time: a logged next item or impressions with clicks, plus sampled items that the
 user does not have. Negatives come in turn from the uniform distribution, from popularity and from neighbours of the
-history; with uniform ones alone the model would mostly learn popularity. Features leave the group's user out of all
-counts, see `adagrpo.rewards.features`.
+history. Features leave the group's user out of all counts, see `adagrpo.rewards.features`.
 """
 
 from __future__ import annotations

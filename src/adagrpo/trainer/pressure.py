@@ -4,8 +4,8 @@
     λ     = pressure / ratio
 
 A pressure is comparable between objectives, gates, groups and policies; a λ is not. The anchor is
-`Policy.supervised_loss`. The root mean square matches what Adam divides by; a step without admitted groups counts as 0.
-If the policy trains on another loss than -(1/L) Σ_l log π, the gradient of that is measured too, over a few steps.
+`Policy.supervised_loss`. A step without admitted groups counts as 0. If the policy trains on another loss than -(1/L)
+Σ_l log π, the gradient of that is measured too, over a few steps.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _value(record: Any, name: str) -> Any:
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Yield columns as text, and problems with records.
 
-    The fast reader swallows everything between two unclosed quotes, so it needs one record per line.
+    The fast reader needs one record per line.
     """
     names, separator = csv_header(path)
     header = carried = b""
@@ -282,7 +282,7 @@ def read_table(
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Ids are read as text: type inference changes long numbers."""
+    """Read ids as text: type inference changes long numbers."""
     text, tables, rows = [], [], 0
     with reading(path, "JSONL"):
         for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):

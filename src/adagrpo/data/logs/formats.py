@@ -1,7 +1,6 @@
-"""Formats of input files: CSV, Parquet and JSONL, by suffix; the CSV separator, by the header; text as UTF-8.
+"""Formats of input files: CSV, Parquet and JSONL, by suffix; the CSV separator, by the header.
 
-Text is UTF-8, or UTF-16 with a byte order mark. Its expansion is bounded: gzip packs up to 1,032 bytes into one, while
-logs compress 3 to 40 times.
+Text is UTF-8, or UTF-16 with a byte order mark. Its expansion is bounded.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def kind_of(path: Path) -> str:
 
 
 def files_of(paths: Iterable[Path]) -> list[Path]:
-    """Replace folders by the files of a known kind in them, at any depth and sorted, as engines write a table in parts.
+    """Replace folders by the files of a known kind in them, at any depth and sorted.
 
     Names that begin with `.` or `_` are the engines' own. UserError for a folder that holds no such file; one that this
     program wrote stays as it is.
@@ -224,7 +223,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns exist; the UserError names `option`, the setting for them, and the nearest name."""
+    """Raise a UserError for missing columns that names `option`, their setting, and the nearest name."""
     for name in columns:
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)

@@ -71,8 +71,7 @@ def read_columns(
         of: what a row is of, item or user.
         option: names the id column in messages.
 
-    Returns:
-        The ids as text, called `id_column`, and the other columns.
+    Returns: Ids as text, called `id_column`, and the other columns.
 
     Raises:
         UserError: a malformed file, or a row without id or with that of another.

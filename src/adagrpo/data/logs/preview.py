@@ -107,7 +107,7 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
 
     Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists are `attributes`, lists
     of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse. `item`
-    is the logs' column, and the id column if the table has it. UserError if no column looks like the ids.
+    is the logs' id column. UserError if no column looks like the ids.
     """
     sample = _sample(path)
     names = sample.columns
