@@ -91,7 +91,7 @@ def impressions_of(
     within_seconds: float | None = None,  # maximum delay of a click; None: no limit
     only_sampled: bool = False,  # keep sampled lists only, which have propensities
 ) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join the shown lists of an exposure log with their feedback; impressions are in log order.
+    """Join an exposure log's shown lists with their feedback, in log order.
 
     A click gets the time of its impression, so it is never history of its own list. Columns: user_id, item_id,
     timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (first).
@@ -236,7 +236,7 @@ def load_held_out(directory: Path) -> pl.DataFrame:
 
 
 def once(table: pl.DataFrame) -> pl.DataFrame:
-    """Keep one row per user and item, in log order: a clicked one or else the first."""
+    """Keep one row per user and item: a clicked one or else the first."""
     ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
     first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)
     return first.sort("row").drop("row")
@@ -276,7 +276,7 @@ LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet"
 
 
 def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return items shown at random to a prepared log's users, (user, item, clicked), to judge lists alone, and counts.
+    """Return items shown at random to a prepared log's users (user, item, clicked), and counts.
 
     Pairs of the log or its impressions are dropped. UserError for no clicks, or nothing left.
     """

@@ -1,4 +1,4 @@
-"""The prepared data of a run: one Parquet file per purpose, so that none leaks another.
+"""The prepared data of a run, one Parquet file per purpose.
 
 Files of a run:
     users.parquet, items.parquet    original ids, by row
@@ -238,7 +238,7 @@ def _with(directory: Path, *names: str) -> Ragged:
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
-    """Load the cases of a split, by user; test histories include validation, and only `test` reads test.parquet."""
+    """Load a split's cases, by user; test histories include validation, and only `test` reads test.parquet."""
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
         targets = later.filter(TARGET)
@@ -282,7 +282,7 @@ def load_items(directory: Path) -> pl.DataFrame:
 
 
 def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -> None:
-    """Write an item table's columns, of `read_columns`, in the order of the (V,) ids; null where it has no row."""
+    """Write the columns of `read_columns` in the order of the (V,) ids; null without a row."""
     items = pl.DataFrame({ITEM_ID: ids.cast(pl.String)})
     id_column, *names = columns.columns
     joined = items.join(columns, left_on=ITEM_ID, right_on=id_column, how="left", maintain_order="left")
@@ -290,7 +290,7 @@ def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -
 
 
 def stack_columns(columns: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
-    """Append rows of another item table: null where it lacks a column, as text where a type differs."""
+    """Append rows of another item table; missing columns are null, differing types text."""
     unlike = [name for name in columns.columns if name in added and added[name].dtype != columns[name].dtype]
     parts = [table.with_columns(pl.col(unlike).cast(pl.String)) for table in (columns, added)]
     return pl.concat(parts, how="diagonal").select(columns.columns)
@@ -307,7 +307,7 @@ def load_user_ids(directory: Path) -> pl.Series:
 
 
 def load_impressions(directory: Path) -> pl.DataFrame | None:
-    """Load any impressions for fitting: user, item, history_length, clicked [, slot, propensity]."""
+    """Load any impressions: user, item, history_length, clicked [, slot, propensity]."""
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
 

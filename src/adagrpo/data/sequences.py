@@ -40,7 +40,7 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDA
 
 
 def basket_starts(ragged: Ragged) -> NDArray[np.int64]:  # (total,)
-    """Return the index of the first item of each item's basket; without known baskets, of the item itself.
+    """Return the index of each item's basket's first item; without baskets, its own.
 
     >>> ragged = Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4]), baskets=np.array([0, 0, 1, 1]))
     >>> basket_starts(ragged)

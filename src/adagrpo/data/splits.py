@@ -32,7 +32,7 @@ class Split:
 
 
 def leave_one_out(lengths: Ints) -> Split:
-    """Each user's last interaction is for test, the second last for validation, the rest for training.
+    """Hold out each user's last interaction for test, the second last for validation.
 
     Users with fewer than three are only trained on.
     """
@@ -82,7 +82,7 @@ def with_baskets(split: Split, baskets: Ints, offsets: Ints) -> Split:
 
 # timestamps (total,) users end to end, ascending within each; offsets (U + 1,)
 def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: float, test_from: float) -> Split:
-    """Split at two points in time; ValueError for points out of order, or a user's timestamps do not ascend.
+    """Split at two times; ValueError if they are out of order, or a user's timestamps do not ascend.
 
     Training is before `validation_from`. Targets are a user's first interactions in `[validation_from, test_from)` and
     from `test_from` on; a target needs a history.
@@ -107,7 +107,7 @@ def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: 
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
-    """Keep the targets of at most `count` users, sampled by (seed, user); with lengths, others are trained on whole."""
+    """Keep the targets of at most `count` users, by (seed, user); with lengths, others are trained on whole."""
     users = np.flatnonzero((split.validation_positions >= 0) | (split.test_positions >= 0))
     chosen = np.zeros(len(split.train_lengths), dtype=np.bool_)
     chosen[users[keyed_uniforms(seed, users).argsort(kind="stable")[:count]]] = True

@@ -4,7 +4,7 @@
 
 This is sampling without replacement (Plackett-Luce, the Gumbel-top-k trick). The search descends the trie and keeps the
 k + 1 prefixes of the highest g, where the g of a prefix is the maximum over its leaves and its children's g are drawn
-given that maximum (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
+given that maximum (Kool, van Hoof and Welling 2019).
 
     log P(rank j is i_j | those above)     = φ_{i_j} - log(Σ_{m≥j} exp φ_{i_m} + ρ)
     log P(i in the list | threshold κ)     = log(1 - exp(-exp(φ_i - κ))),   κ the g of the item after the last
@@ -32,7 +32,7 @@ GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0
 
 
 class Slates(NamedTuple):
-    """`k + 1` distinct items for each of `B` samples, in the order of the draw.
+    """`k + 1` distinct items for `B` samples, in the order of the draw.
 
     The last item gives the threshold and is not in the list. Missing items are -1 and -inf.
     """
@@ -63,7 +63,7 @@ def draw_slates(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Slates:
-    """Draw lists of `k` items without replacement, and the item after them; NotFinite if logits hold NaN or +inf."""
+    """Draw `k` items without replacement, and the one after them; NotFinite if logits hold NaN or +inf."""
     levels = check(policy, trie, temperature)
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -149,7 +149,7 @@ def _beside(
     log_probs: Tensor,  # (B, N) of the prefixes
     shares: Tensor,  # (T,) of the children
 ) -> Tensor:  # (B,)
-    """Log-probability of the children that are not followed, counting each prefix once."""
+    """Log-probability of the children not followed, each prefix once."""
     samples, count = nodes.shape
     real = below >= 0
     same = (nodes.unsqueeze(2) == nodes.unsqueeze(1)) & real.unsqueeze(1)  # (B, N, N)

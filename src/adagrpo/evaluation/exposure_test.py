@@ -44,7 +44,7 @@ class Exchanges(NamedTuple):
 
 
 def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Generator) -> Exchanges:
-    """Pair what was shown (user, item, timestamp) to two users in a row, but for what either `had` had (user, item)."""
+    """Pair items shown to two users in a row (user, item, timestamp), but those either `had` (user, item)."""
     ordered = shown.select(USER, ITEM, TIMESTAMP, pl.Series("key", generator.random(len(shown)))).sort(
         TIMESTAMP, USER, "key"
     )

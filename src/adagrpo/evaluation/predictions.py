@@ -139,7 +139,7 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones."""
+    """Return mean metrics, as fractions; with masked histories `*_unmasked` too."""
     lists = metrics.RankedLists(
         ranks_in(predictions.items, cases),
         predictions.items.shape[1],
@@ -210,7 +210,7 @@ def rank_by_ranker(
 
 
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
-    """(N,) row of each sampled case in the uniforms, else -1, and the uniforms."""
+    """(N,) row of sampled cases in the uniforms, else -1; the uniforms."""
     size = min(count, SAMPLED_CASES)
     rows = np.full(count, -1, dtype=np.int64)
     rows[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
@@ -241,7 +241,7 @@ def without_history(
     closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
     eligible: Sequence[Eligible | None] | None = None,  # masks of the search, see `Trie.excluding`
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Return found items outside whole histories and their scores, padded with -1 and -inf.
+    """Return found items outside histories and scores, padded with -1 and -inf.
 
     Samples with short lists are searched again.
     """
@@ -271,7 +271,7 @@ def _unseen(items: Tensor, scores: Tensor, histories: Histories, width: int) -> 
 def batches(
     cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], Histories]]:
-    """Yield rows and histories of cases of similar length; `whole` adds what the policy does not see."""
+    """Yield rows and histories of similar length; `whole` adds what the policy does not see."""
     order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]

@@ -129,9 +129,9 @@ def all_pairs(
     *,
     draws: int = 10_000,  # of max |t|; p-values are multiples of 1 / draws
 ) -> dict[tuple[str, str], Interval]:
-    """Return simultaneous 95 % intervals of paired differences of means, by (one, other), first minus second.
+    """Return simultaneous 95 % intervals of paired mean differences, by (one, other), first minus second.
 
-    P-values are corrected for all pairs; max |t| is simulated with a fixed seed.
+    P-values are corrected for all pairs; max |t| has a fixed seed.
     """
     names = list(values)
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (A, N)
@@ -177,7 +177,7 @@ def paired_difference(
 
 
 def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Return the t-interval over seeds; for one seed its ends and p-value are NaN."""
+    """Return the t-interval over seeds; NaN ends and p-value for one."""
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) == 0:
         raise ValueError("values is empty: expected one number a seed")

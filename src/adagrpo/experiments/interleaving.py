@@ -4,7 +4,7 @@
     p_u            clicks of user u on the treatment's items, of u's clicks on either's
     preference     the mean of p_u over users who clicked; 1/2 where neither is preferred
 
-Radlinski, Kurup and Joachims, CIKM 2008. Coins are bits of HMAC-SHA256(salt, request id), so a retry is drafted alike.
+Radlinski et al., CIKM 2008. Coins are bits of HMAC-SHA256(salt, request id).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FEWEST = 30  # users who clicked; with fewer, the normal interval is too narrow
 
 
 def coins(salt: str, request_id: str) -> Iterator[bool]:
-    """Yield endless fair coins of a request: True lets the first arm pick first."""
+    """Yield a request's coins: True lets the first arm pick first."""
     block = 0
     while True:
         digest = hmac.new(salt.encode(), f"{request_id}/{block}".encode(), hashlib.sha256).digest()

@@ -43,7 +43,7 @@ def analyse(
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
     mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
-    """Analyse an experiment; stopped arms are compared until their stop, and never shipped.
+    """Analyse an experiment; stopped arms are compared until then, and never shipped.
 
     JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
@@ -183,7 +183,7 @@ def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mappi
 
 
 def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one row per treatment and metric; `says` is better, worse, unclear, or nothing yet."""
+    """Return a row per treatment and metric; `says` is better, worse, unclear, or nothing yet."""
     alpha = plan.alpha / tests_of(plan)
     one_look = float(stats.norm.isf(alpha / 2))
     rows: list[dict[str, Any]] = []
@@ -283,7 +283,7 @@ def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], re
 
 
 def _hardly_by_chance(some: Floats, nothing: Floats, reach: float, rate: float) -> bool:
-    """Return whether chance would hardly leave an arm nothing; `rate` is the relative share of users with something."""
+    """Return whether chance would hardly leave an arm nothing; `rate` is the relative share of users with some."""
     own = len(some) / (len(some) + max(rate, 0.0) * len(nothing))
     return bool(np.count_nonzero(some) * math.log(own) <= stats.norm.logsf(reach))
 

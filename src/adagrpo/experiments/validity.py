@@ -1,4 +1,4 @@
-"""What invalidates an experiment: unequal shares of users or of left-out feedback, and answers of another plan or key.
+"""What invalidates an experiment: unequal shares of users or of left-out feedback, and mismatched answers.
 
 Sample ratio test: Pearson's χ² of the counts of users against the weights of the arms. A user counts on the day and
 under the catalogue of the first answer. A p-value below .001, shared by the parts, invalidates the effects (Fabijan et
@@ -9,8 +9,8 @@ events. The permutation test, also of skewed effects:
     p     twice the share of T, the observed one included, at least as extreme on its side
     skew  m3 (1/n_t² - 1/n_c²) / (s² (1/n_t + 1/n_c))^(3/2): of the difference, 0 where the arms are equal in size
 
-Valid for means also under unequal distributions, since T is studentised (Chung & Romano, Annals of Statistics 2013).
-Mismatched answers are of another plan, of another user key, or of a router, which names no plan, before the freeze.
+Valid for means also under unequal distributions, since T is studentised (Chung & Romano 2013). Mismatched answers are
+of another plan, of another user key, or of a router, which names no plan, before the freeze.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Permutation(NamedTuple):
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """Return the skewness of the difference of the means of (N,) and (M,) numbers under equal distributions."""
+    """Return the skewness of the difference of means of (N,) and (M,) numbers under equal distributions."""
     users = np.concatenate([control, treatment])
     n_c, n_t = len(control), len(treatment)
     sizes: float = (n_t**-2 - n_c**-2) / (1 / n_t + 1 / n_c) ** 1.5
@@ -76,7 +76,7 @@ def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
 
 
 def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permutation:
-    """Draw the permutation distribution of T of (N,) and (M,) numbers, not all the same, N and M at least 2."""
+    """Draw the permutation distribution of T of (N,) and (M,) numbers that differ, N and M at least 2."""
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(0)
     users = generator.permutation((users - users.mean()) / users.std())
@@ -91,7 +91,7 @@ def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permu
 
 
 def _means(sums: Floats) -> tuple[Floats, Floats]:
-    """Return means and squared errors of sums (draws, 3): users, numbers, squares."""
+    """Return means and squared errors of sums (draws, 3)."""
     users, total, squares = sums.T
     return total / users, np.maximum(squares - total**2 / users, 1e-12) / (users - 1) / users
 

@@ -82,7 +82,7 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
 
 
 def _left_open(database: Path) -> list[str]:
-    """Put rows in no part into one; return why any stay out."""
+    """Put open rows into a part; return why any stay out."""
     try:
         close_part(database.parent)
     except UserError as error:

@@ -66,7 +66,7 @@ class Span(NamedTuple):
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Open or create the database, for one thread at a time; `UserError` if the folder holds a link."""
+    """Open or create the database, for one thread at a time; `UserError` for a link."""
     path = directory / OPEN
     links = [one for one in sorted(directory.iterdir()) if one.is_symlink()]
     if links:
@@ -137,7 +137,7 @@ def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) ->
 
 
 def check_parts(connection: sqlite3.Connection, directory: Path) -> None:
-    """Check the rows of table `parts` against their seals; `UserError` if one was changed."""
+    """Check the seals of table `parts`; `UserError` if a row was changed."""
     for number, exposures, feedback, published, seal in connection.execute(
         "SELECT number, last_exposure, last_feedback, published, seal FROM parts ORDER BY number"
     ):
@@ -173,7 +173,7 @@ def unpublished(connection: sqlite3.Connection) -> Span | None:
 
 
 def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
-    """Assign all rows in no part to a new one, numbered above `after`; None if there are none."""
+    """Assign open rows to a part numbered above `after`; None without any."""
     with transaction(connection):
         part, exposures, feedback = connection.execute(LAST).fetchone()
         newest = [

@@ -67,7 +67,7 @@ def gather_evidence(
 
 
 def update_running_std(before: float, rewards: Tensor) -> float:
-    """Update the running standard deviation of rewards, an exponential average with decay 0.9, by (N,) valid ones.
+    """Update the running standard deviation, an exponential average with decay 0.9, by (N,) valid rewards.
 
     Before the first step it is 0; fewer than two rewards change nothing.
     """
@@ -93,7 +93,7 @@ def apply_gate(
     *,
     true_utility: TrueUtility | None = None,
 ) -> GateDecision:
-    """Return the decision of a gate on evidence by the actual rewards, `own`, or by shuffled ones, `permuted`."""
+    """Return a gate's decision on evidence by actual rewards (`own`) or shuffled ones (`permuted`)."""
     gate = GATES[name]
     if groups.target_codes is None and gate.reads_logged_item:
         return all_gate(own.degenerate)

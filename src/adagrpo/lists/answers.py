@@ -42,7 +42,7 @@ def answer(
     explain: bool = False,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """Return the first `k` items for each history, in the ids of the logs.
+    """Return the first `k` items for each history, in ids of the logs.
 
     Args:
         histories: item ids, oldest first; without a known id the list is empty, unless `popular`.
@@ -53,10 +53,9 @@ def answer(
         users: whose each history is; None: unknown.
         time: seconds since 1970, for a reward that asks; None: unknown.
         narrowing: from `Recommender.narrow`, for all lists.
-        report: called with histories done.
 
     Raises:
-        UserError: `k` exceeds the beam width, or `exclude` does not match the histories.
+        UserError: `k` exceeds the beam width, or `exclude` does not match.
     """
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")

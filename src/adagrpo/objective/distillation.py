@@ -75,7 +75,7 @@ def group_mass(
     codes: Tensor,  # (B, G, L), equal ones count once
     ignored: Tensor,  # (B, G) bool, not of the group
 ) -> GroupMass:
-    """Return a penalty in nats that keeps the total probability of a group at that of the starting policy.
+    """Return a penalty in nats that keeps a group's total probability at the starting policy's.
 
     0, also the gradient, for a group without a valid rollout.
 

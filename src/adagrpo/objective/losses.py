@@ -76,7 +76,7 @@ def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:  # log_prob
 
 
 def group_loss(loss: Tensor) -> Tensor:  # (B, G, L)
-    """Average (B, G, L) losses over the codes of a rollout, then over the rollouts of a group; (B,).
+    """Average (B, G, L) losses over codes, then over rollouts; (B,).
 
     >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
     tensor([3.])
@@ -107,7 +107,7 @@ def gated_sum(
     *,
     total: int | Tensor,  # `B_rl`, all RL samples of the optimiser step across micro-batches and processes
 ) -> Tensor:
-    """Return the gated term of the loss, `(1 / total) Σ_b admitted_b · loss_b`; exactly 0 when nothing is admitted.
+    """Return the gated term, `(1 / total) Σ_b admitted_b · loss_b`; exactly 0 when nothing is admitted.
 
     >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)
     tensor(2.)

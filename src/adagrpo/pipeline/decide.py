@@ -87,7 +87,7 @@ class Choice(NamedTuple):
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:
-    """Drop leaking rewards from a run's sum and return a message for each; none if all leak."""
+    """Drop leaking rewards from a run's sum, with a message each; none if all leak."""
     options = run.config.reward
     if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
         return []
@@ -111,7 +111,7 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
 
 
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
-    """Return why a list is left out (catalogue too large, failure, too slow); None if it is measured."""
+    """Return why a list is left out; None if it is measured."""
     kind, _, called = name.rpartition("/")
     source = SOURCES.get(called)
     if kind == "evaluate" and source is not None and source.most_items is not None:
@@ -216,8 +216,6 @@ def decision(
 
     Args:
         budget: milliseconds per list; None is unlimited.
-        left_out: reasons for lists not measured.
-        leaking: from `leave_leaks_out`.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))

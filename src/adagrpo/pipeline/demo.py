@@ -50,7 +50,7 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
 
 
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, train the arms of the recipe, measure and decide under both rewards, skipping finished work.
+    """Diagnose, train, measure and decide under both rewards, skipping finished work.
 
     Args:
         directory: of the good reward's run; the other is next to it.

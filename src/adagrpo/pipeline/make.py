@@ -26,7 +26,7 @@ BUILD, DONE = "build", "done"  # messages from the first process to the others
 
 
 def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
-    """Make a stage, a `/`-separated folder, unless it is up to date; return its path.
+    """Make a stage unless it is up to date; return its path.
 
     Raises:
         UserError: an input is missing, or the stage was changed.

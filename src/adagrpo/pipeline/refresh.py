@@ -139,7 +139,7 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
 
 
 def serve_before(run: RunDirectory) -> dict[str, Any]:
-    """Serve what was served before the refresh that is served now; return both numbers, 0 for the refit."""
+    """Serve what was served before the current refresh; return both numbers, 0 for the refit."""
     with locked(run):
         number, last = refreshes(run)
         if not number:
@@ -279,7 +279,7 @@ def _said(time: Any, unit: str | None) -> str:
 
 
 def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[str]:
-    """Return the days without rows since those known, if their day of the week has rows in most weeks before."""
+    """Return new days without rows whose day of the week has rows in most weeks before."""
     if unit is None:
         return []
     days = [(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64) for times in (known, new)]
@@ -294,7 +294,7 @@ def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[st
 
 
 def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset, float, int]:
-    """Return all interactions, the time of the first cases, and how many items there are before it.
+    """Return all interactions, the time of the first cases, and the number of items before.
 
     Items keep the numbers that they have in the served list; behind them come those that are new before the cases, and
     then those that are new after.
@@ -373,7 +373,7 @@ def _placed(
     least: int | None,
     served: CatalogVersion | None = None,
 ) -> Declaration:
-    """Declare the codes: those of `base`, and for the items behind these free ones near similar items.
+    """Declare the codes: those of `base`, and for later items free ones near similar items.
 
     Args:
         least: interactions that an item needs to be in lists, where it is not in the served one; None: it is in none.
@@ -485,7 +485,7 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
 
 
 def _lists(maker: ListMaker, weights: Sequence[str], name: ListName, data: RunData, cases: Cases) -> NDArray[np.int64]:
-    """Return (N, W) items of a list, -1 behind the last; `data` says whose the cases are."""
+    """Return (N, W) items of a list, -1 behind the last."""
     of = maker.models.data
     served = maker.recommender(name, of.run.path(*weights))
     found = np.full((len(cases), served.width), -1, np.int64)

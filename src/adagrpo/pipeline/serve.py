@@ -74,7 +74,7 @@ def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dic
 
 
 def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker, str]:
-    """`recommender` without checking the reward, the maker of other lists, and why no refit answers."""
+    """`recommender` without a check, the maker of other lists, and why no refit answers."""
     if asked.precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
     found = answering(run, asked)
@@ -258,7 +258,7 @@ def _say(line: str) -> None:
 
 
 def _settle() -> None:
-    """Free a replaced model and freeze the rest: a full garbage collection would stall requests."""
+    """Free a replaced model; a full garbage collection would stall requests."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -3,7 +3,7 @@
 Rows `codes[item] = (c_1 .. c_L)` are distinct, so a sequence names at most one item. Collisions are resolved before by
 a level that numbers the items of a sequence (TIGER, Rajput et al., NeurIPS 2023), or by moving items to free codes of
 the last level (LC-Rec, Zheng et al., ICDE 2024, but closest pairs first instead of a transport problem). A delisted
-item keeps its row for histories, but is not in the tree, so constrained decoding cannot write it.
+item keeps its row for histories, but is not in the tree.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
 
     UserError if more items share a prefix than the last level has codes.
 
-    The item nearest to its code stays; the others of a prefix take its free codes, closest pair first, by squared
-    distance of the last residual. Ties go to the lower item, then the lower code. If a prefix needs more codes than the
-    level has, zero vectors are added, up to `most` codes.
+    The item nearest to its code stays; the others of a prefix take its free codes, closest pair first. Ties go to the
+    lower item, then the lower code. If a prefix needs more codes than the level has, zero vectors are added, up to
+    `most` codes.
     """
     codes = quantization.codes.copy()
     levels, size = codes.shape[1], len(quantization.codebooks[-1])

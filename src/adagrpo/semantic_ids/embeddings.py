@@ -280,7 +280,7 @@ def sketched_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.float
 
     Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds
 
-    Source: Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.1.
+    Source: Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1.
     """
     matrix = matrix.astype(np.float32, copy=False)
     wide = min(width + EXTRA, *matrix.shape)

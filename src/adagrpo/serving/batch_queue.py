@@ -38,8 +38,7 @@ class Overloaded(RuntimeError):
 class BatchTimes:
     """Expected times of batches: a moving average per power of two of their size; one thread at a time may write.
 
-    A batch takes no longer than a larger one, and one of twice the size at most twice as long, so each measurement
-    bounds the other sizes.
+    A batch takes no longer than a larger one, and one of twice the size at most twice as long.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""LightGBM LambdaRank on engineered features (Burges, *From RankNet to LambdaRank to LambdaMART*, 2010).
+"""LightGBM LambdaRank on engineered features (Burges 2010).
 
 A group is a user's candidates at one time: a logged next item or impressions with clicks, plus sampled items that the
 user does not have. Negatives come in turn from the uniform distribution, from popularity and from neighbours of the

@@ -1,7 +1,7 @@
 """Training loop: accumulation, clipping, validation, checkpoints, and bitwise-reproducible resumption.
 
 The optimiser is AdamW with linear warm-up and cosine decay to a tenth. Random numbers are keyed by (seed, step,
-micro-batch). A step with a non-finite loss, gradient, logit or reward is skipped; three in a row end the fit.
+micro-batch). A step with a non-finite loss, gradient, logit or reward is skipped.
 
 With `average` > 0, an exponential moving average of the weights (Polyak & Juditsky 1992) is validated and kept, with
 decay min(average, (1 + t) / (10 + t)).

@@ -33,7 +33,7 @@ PROBED = 2**20  # bytes that are checked for their encoding
 
 
 def encoding_of(path: Path) -> str:
-    """Detect the encoding of a text file by its first `PROBED` bytes; UserError if it is UTF-32."""
+    """Detect a text file's encoding by its first `PROBED` bytes; UserError if it is UTF-32."""
     with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
         head = file.read(PROBED)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -54,7 +54,7 @@ def _is_gzip(path: Path) -> bool:
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
     """Yield a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes, and which is last.
 
-    UserError if a line does not end within `LONGEST_LINE` bytes of a block, or `ALWAYS` bytes expand too much.
+    UserError for lines longer than `LONGEST_LINE` bytes, or too much expansion.
     """
     recoded = encoding_of(path) == UTF_16
     with path.open("rb") as raw:
@@ -107,7 +107,7 @@ SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
 def kind_of(path: Path) -> str:
-    """Return `CSV`, `Parquet` or `JSONL`, by the suffix; UserError for no such file, or another kind."""
+    """Return `CSV`, `Parquet` or `JSONL`, by the suffix; UserError for a missing file or another kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
     kind = next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
@@ -122,8 +122,8 @@ def kind_of(path: Path) -> str:
 def files_of(paths: Iterable[Path]) -> list[Path]:
     """Replace folders by the files of a known kind in them, at any depth and sorted.
 
-    Names that begin with `.` or `_` are the engines' own. UserError for a folder that holds no such file; one that this
-    program wrote stays as it is.
+    Names that begin with `.` or `_` are left out. UserError for a folder that holds no such file; one that this program
+    wrote stays as it is.
     """
     found: list[Path] = []
     for path in paths:

@@ -65,7 +65,7 @@ def preview_logs(
     given: Mapping[str, str] | None = None,  # known columns by role, as in `Columns`
     keep_events: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Preview log files with the same columns; UserError for an unreadable file, or a missing given column.
+    """Preview log files of equal columns; UserError for an unreadable file or missing column.
 
     JSON-able: `columns`, `roles` (by role: column, reason), `passed_over` (columns named like a role whose values do
     not fit), `missing` (roles), `unread_time` (first unreadable row of a column named like a time), `unnamed` (a CSV
