@@ -57,7 +57,7 @@ class DailySigns(NamedTuple):
 
 
 def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
-    """Compute signs by day after the baseline; `ValueError` if it has under two lists, or none follow."""
+    """Compute signs by day after the baseline; `ValueError` if it has fewer than two lists, or none follow."""
     first = int(visits.day.min()) if len(visits.day) else 0
     begin = first + rule.baseline
     usual = visits.day < begin

@@ -187,7 +187,7 @@ class CausalEncoder(nn.Module):
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:  # rows (B, N, D), index (B, M) -> (B, M, D)
-    """Gather rows `index[b]` of each sample `b`, copying whole rows unlike `gather`.
+    """Gather rows `index[b]` of each sample `b`.
 
     >>> take(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[1, 1]])).tolist()
     [[[3, 4], [3, 4]]]

@@ -87,9 +87,8 @@ def build_dataset(
 ) -> Dataset:
     """Take the k-core, number users and items, and sort each user's interactions by time; ties keep the file's order.
 
-    With `baskets`, lines of one order id (where there is none, of one time) stand together, without repeats, at the
-    time of the last; within a basket by item, whatever the order of the file. UserError if fewer than two users or
-    items are left.
+    With `baskets`, lines of one order id (without one, of one time) stand together, without repeats, at the time of the
+    last and in the order of items. UserError if fewer than two users or items are left.
     """
     item_ids = logs.interactions[ITEM_ID]
     described = items

@@ -236,7 +236,7 @@ def load_held_out(directory: Path) -> pl.DataFrame:
 
 
 def once(table: pl.DataFrame) -> pl.DataFrame:
-    """Keep one row per user and item: a clicked one or else the first."""
+    """Keep one row per user and item, in log order: a clicked one or else the first."""
     ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
     first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)
     return first.sort("row").drop("row")
@@ -305,7 +305,7 @@ def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[s
 
 
 def telling(shown: pl.DataFrame, lengths: NDArray[np.int64], most: int, generator: np.random.Generator) -> pl.DataFrame:
-    """Return exposures of at most `most` users with a history who clicked some items and skipped some."""
+    """Return exposures of at most `most` users with a history who clicked some items and skipped some, sorted."""
     of_both = shown.group_by(USER).agg(pl.col(CLICKED).any() & ~pl.col(CLICKED).all()).filter(CLICKED)[USER]
     users = of_both.sort().to_numpy()
     drawn = generator.permutation(users[lengths[users] > 0])[:most]

@@ -12,10 +12,9 @@ Files of a run:
     later.parquet                   what is after that, under a split in time
     validation_days.parquet, test_days.parquet
                                     the time of each target, for rewards that ask for it; where a case is no basket
-    impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
-                                    later ones may show the held-out item
+    impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction
     shown_later.parquet             user, item, clicked, timestamp; under a split in time, what was shown between the
-                                    validation target and the test. Nothing is fitted on it; lists are judged by it
+                                    validation target and the test. Lists are judged by it
     rejects.parquet, summary.json   rejected rows; counts
 """
 

@@ -34,7 +34,7 @@ class Split:
 def leave_one_out(lengths: Ints) -> Split:
     """Hold out each user's last interaction for test, the second last for validation.
 
-    Users with fewer than three are only trained on.
+    Users with fewer than three interactions are only trained on.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     enough = lengths >= 3
@@ -53,7 +53,7 @@ def everything(lengths: Ints) -> Split:
 def last_baskets(baskets: Ints, offsets: Ints) -> Split:
     """Apply `leave_one_out` to baskets.
 
-    Users with fewer than three are only trained on.
+    Users with fewer than three baskets are only trained on.
     """
     lengths = np.diff(offsets)
     last = np.zeros(len(lengths), np.int64)

@@ -79,7 +79,7 @@ def diagnose(
     seed: int,
     resamples: int = RESAMPLES,  # of the bootstrap, which the verdict does not use
 ) -> dict[str, Any]:
-    """Diagnose whether re-ranking by a reward helps, and its sign is right.
+    """Diagnose whether re-ranking by a reward helps, and whether its sign is right.
 
     JSON-able: `verdict`, `settings` and the tables. Rates are fractions, log-probabilities nats, intervals 95 %.
     """

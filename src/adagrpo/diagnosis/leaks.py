@@ -9,8 +9,7 @@ training data alone (item-kNN, item successions, the sequential ranker):
     certain     the same share is at least `CERTAIN`, and r at least `FIRST`, in the tenth of the cases with the largest
                 margin between the first and second item: a reward that knows some users' answers
 
-A sign counts at p ≤ `STRONG` if at least 20 cases differ; one sign flags the reward. Detection rates in simulated
-worlds: docs/how-to/diagnose.md, `research/leaks`.
+A sign counts at p ≤ `STRONG` if at least 20 cases differ; one sign flags the reward. Detection rates: `research/leaks`.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def judge(
     seed: int,  # of the halvings
     level: float = 0.05,
 ) -> Judgement:
-    """Judge whether re-ranking by a reward helps, and its sign is right."""
+    """Judge whether re-ranking by a reward helps, and whether its sign is right."""
     ranks = {"policy": target_ranks(lists, lists.log_probs), "ranker": target_ranks(lists, lists.rewards)}
     orders: dict[str, Gains] = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
     repeated = repeated_mix(lists, seed=seed)

@@ -9,7 +9,7 @@ For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-us
     both      over users and seeds, see `adagrpo.evaluation.statistics`; decides the verdict
     family    Holm over all family arms and checkpoints on one metric, with p of `both`, or of `users` for one seed
 
-Sources: Efron 1979, Holm 1979. We do not treat each (seed, user) as an independent sample.
+Sources: Efron 1979, Holm 1979.
 """
 
 from __future__ import annotations
@@ -213,8 +213,8 @@ START, CONTINUED = "sft", "nll"
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
     """Return intervals of checkpoints' metrics and differences from the starting policy and continued NLL.
 
-    Bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm and
-    checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
+    Percentile bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm
+    and checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
     """
     start = users[START, "start"]
     for point, table in users.items():

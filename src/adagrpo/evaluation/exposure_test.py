@@ -44,7 +44,7 @@ class Exchanges(NamedTuple):
 
 
 def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Generator) -> Exchanges:
-    """Pair items shown to two users in a row (user, item, timestamp), but those either `had` (user, item)."""
+    """Pair items shown to two users in a row (user, item, timestamp), but not those that either `had` (user, item)."""
     ordered = shown.select(USER, ITEM, TIMESTAMP, pl.Series("key", generator.random(len(shown)))).sort(
         TIMESTAMP, USER, "key"
     )
@@ -64,7 +64,7 @@ def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Gener
 def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interval]]:
     """Return whether no list tells who was shown what, by `Exchanges.happened` of each, and the intervals.
 
-    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` at least.
+    None does where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of at least `LEAST`.
     """
     level = 1 - 0.05 / max(1, len(happened))
     found = {name: mean_interval(shares, level=level) for name, shares in happened.items() if len(shares) >= LEAST}

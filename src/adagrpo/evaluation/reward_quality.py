@@ -83,7 +83,7 @@ def shown_quality(
 
 
 def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Return cases, mean confidence and hit rate of ten equal bins over [0, 1], but empty ones."""
+    """Return cases, mean confidence and hit rate of ten equal bins over [0, 1], without empty ones."""
     bin_index = np.minimum((confidence * 10).astype(np.int64), 9)
     return [
         {

@@ -131,7 +131,7 @@ def all_pairs(
 ) -> dict[tuple[str, str], Interval]:
     """Return simultaneous 95 % intervals of paired mean differences, by (one, other), first minus second.
 
-    P-values are corrected for all pairs; max |t| has a fixed seed.
+    P-values are corrected for all pairs; max |t| is simulated with a fixed seed.
     """
     names = list(values)
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])  # (A, N)
@@ -177,7 +177,7 @@ def paired_difference(
 
 
 def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Return the t-interval over seeds; NaN ends and p-value for one."""
+    """Return the t-interval over seeds; for one seed its ends and p-value are NaN."""
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) == 0:
         raise ValueError("values is empty: expected one number a seed")
@@ -242,7 +242,7 @@ def crossed_parts(
 
 
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
-    """Return the interval for other users and seeds; without variance the mean, with p 1 for 0, else 0."""
+    """Return the interval for other users and seeds; without variance it is the mean, with p 1 for 0, else 0."""
     if not 0 < level < 1:
         raise ValueError(f"level {level}: expected a number between 0 and 1")
     variance = parts.seeds + max(0.0, parts.users - parts.rest)

@@ -162,7 +162,7 @@ def uniform(user: str, salt: str) -> float:
 
 
 def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float = 0.0) -> str | None:
-    """Return a user's arm, or None if held out; `weights` are positive."""
+    """Return the arm of a user (id or keyed hash), or None if held out; `weights` are positive."""
     if uniform(user, f"{salt}/holdout") < holdout:
         return None
     target, passed = uniform(user, salt) * sum(weights.values()), 0.0
@@ -181,7 +181,7 @@ def assign_by(plan: Plan, user: str) -> str | None:
 
 
 def assign_at(plan: Plan, user: str, moment: float, switches: Switches) -> Assigned:
-    """Return a user's arm at a moment, seconds since 1970; no later switch counts."""
+    """Return the arm of a user (keyed hash) at a moment, seconds since 1970; no later switch counts."""
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Assigned(plan.control, "outside")
     arm = assign_by(plan, user)

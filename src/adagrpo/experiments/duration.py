@@ -26,7 +26,7 @@ from adagrpo.experiments.units import Earlier, column_of
 
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
-    """Return the interval's half-width in standard errors, after `seen` answers, tightest at a number.
+    """Return the interval's half-width in standard errors, after `seen` answers, tightest at `tightest`.
 
     `alpha` is the share of experiments in which any interval misses.
     """
@@ -73,7 +73,7 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
 
 
 def baselines(plan: Plan, earlier: Earlier) -> Plan:
-    """Fill in missing means, deviations and users a day; `UserError` for under two users, or nothing to sum."""
+    """Fill in missing means, deviations and users a day; `UserError` for fewer than two users, or nothing to sum."""
     users = earlier.users
     if len(users) < 2:
         raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")

@@ -43,7 +43,7 @@ def analyse(
     stopped: Mapping[str, Stopped] = MappingProxyType({}),
     mismatch: str | None = None,  # why the log is invalid, see `validity`
 ) -> dict[str, Any]:
-    """Analyse an experiment; stopped arms are compared until then, and never shipped.
+    """Analyse an experiment; stopped arms are compared until their stop, and never shipped.
 
     JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
@@ -275,7 +275,7 @@ def _without_interval(
 
 
 def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float, rate: float = 1.0) -> bool:
-    """Return whether the treatment significantly lost all; `rate` as below."""
+    """Return whether the treatment significantly lost all; `rate` as in `_hardly_by_chance`."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return False  # nothing was shown

@@ -40,7 +40,7 @@ class PlannedArm(Section):
 
 
 class RampStage(Section):
-    """From a day on, a share of the users is in the experiment."""
+    """From a day on, counted from the start, a share of the users is in the experiment."""
 
     day: Annotated[float, Field(ge=0)]
     share: Annotated[float, Field(gt=0, le=1)]
@@ -68,7 +68,7 @@ class PlannedMetric(Section):
 
 
 class Guardrail(Section):
-    """A ratio that may get worse by less than `margin` of the control's."""
+    """A ratio that may get worse by less than the share `margin` of the control's."""
 
     sum: Name
     per: Name | None = None
@@ -183,7 +183,7 @@ def frozen_path(path: Path) -> Path:
 
 
 def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
-    """Write a plan's hash and the time, or check them; `UserError` if something changed."""
+    """Write a plan's hash and the time, or check them; `UserError` if plan, catalogue or file changed."""
     if (frozen := read_frozen(path, plan)) is not None:
         return frozen
     content = {"plan": hash_of(path, plan), "time": now.isoformat(timespec="seconds")}

@@ -91,7 +91,7 @@ def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permu
 
 
 def _means(sums: Floats) -> tuple[Floats, Floats]:
-    """Return means and squared errors of sums (draws, 3)."""
+    """Return means and squared errors of sums (draws, 3): users, numbers, squares."""
     users, total, squares = sums.T
     return total / users, np.maximum(squares - total**2 / users, 1e-12) / (users - 1) / users
 

@@ -147,9 +147,9 @@ def rotate(
 ) -> list[int]:
     """Finish a begun part, then make one of all other rows; return their numbers.
 
-    Services may be writing. `kept_rows` of each kind stay in the database. While another process makes a part it waits
-    for `patience` seconds; None: it leaves the rows to it. UserError for a damaged part, an unwritable folder, or
-    `patience` exceeded; sqlite3.Error for a damaged or full database.
+    Services may be writing. `kept_rows` of each kind stay in the database. It waits `patience` seconds for another
+    process; None: it leaves the rows to it. UserError for a damaged part, an unwritable folder, or `patience` exceeded;
+    sqlite3.Error for a damaged or full database.
     """
     until = time.monotonic() + (patience or 0.0)
     while True:

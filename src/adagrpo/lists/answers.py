@@ -50,7 +50,6 @@ def answer(
         baskets: number of the basket of each item, ascending; None: items of one time are one.
         days: since 1970, of each item; None: unknown.
         now: days since 1970; None: the time of each history's last item.
-        users: whose each history is; None: unknown.
         time: seconds since 1970, for a reward that asks; None: unknown.
         narrowing: from `Recommender.narrow`, for all lists.
 

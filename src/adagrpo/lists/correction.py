@@ -32,7 +32,7 @@ class CaseDropout(nn.Module):
     generator: torch.Generator | None = None  # of a fit's own draws
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the values, in training with units at 0."""
+        """Return the values, in training after dropout."""
         if not self.training:
             return values
         shape = (len(values), 1, values.shape[-1])

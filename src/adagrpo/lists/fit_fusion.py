@@ -128,7 +128,8 @@ def fit_weights(
 ) -> Fit:
     """Fit weights of features `used`, of all `names`; `report` gets fits done and in all.
 
-    Those of `optional` stay that, added alone, raise the held-out log-likelihood by more than its standard error.
+    Features of `optional` stay if, added alone to the others, they raise the held-out log-likelihood by more than its
+    standard error.
     """
     everyone = np.ones(len(choices.users), np.bool_)
     linear = _Linear(choices, names, [name for name in used if name not in optional], seed)

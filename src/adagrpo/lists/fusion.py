@@ -5,7 +5,7 @@
 Candidates are the policy's beam and the best items of item-kNN and the sequential ranker; features are the policy's
 log-probability, the reward or its members, and the sources' scores. `σ_f` is a feature's within-list standard
 deviation, `g` a small network (`adagrpo.lists.correction`) or 0. Weights are fitted on validation choices
-(`adagrpo.lists.fit_fusion`), also without the reward, in case it fails.
+(`adagrpo.lists.fit_fusion`), also without the reward.
 
 Linear combination of retrieval scores: Fox and Shaw (1993), Vogt and Cottrell (1999).
 """

@@ -57,8 +57,6 @@ MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
 class _Beam(NamedTuple):
-    """The beam of `B` histories, and log-probabilities of `P` other items."""
-
     items: Tensor  # (B, W) int64, best first, -1 behind the last one
     scores: Tensor  # (B, W) log-probabilities
     others: Tensor | None  # (B, P) log-probabilities

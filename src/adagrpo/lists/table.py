@@ -82,7 +82,7 @@ class Fitted(Protocol):
         ...
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return each training interaction's item and age."""
+        """Return each training interaction's item, and its age at the end of training."""
         ...
 
     def shown(self) -> Shown:

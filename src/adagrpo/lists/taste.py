@@ -5,7 +5,7 @@
 
 `y` is the click, `p` the item's smoothed click-through rate in units of its slot's, `z` an item's description: its
 vector's principal components, its most frequent attributes and, for each column of numbers, a soft place among the
-column's quantiles, so that a user may like the middle. Each has length 1. Source: Hoerl and Kennedy (1970).
+column's quantiles. Each has length 1. Source: Hoerl and Kennedy (1970).
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def measured(baskets: bool = False) -> list[str]:
 
 
 def comparable() -> list[str]:
-    """Return the names that a comparison may be planned on.
+    """Return the names that a comparison may be planned on: per user, with a better direction, known of any lists.
 
     >>> comparable()
     ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'ndcg@50', 'hallucination@10']

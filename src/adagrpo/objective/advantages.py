@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def check_shapes(**arguments: tuple[Tensor, str]) -> None:
-    """Raise a ValueError unless tensors agree on sizes by letter; `G` and `L` are not 0."""
+    """Raise a ValueError unless tensors agree on their sizes, given with a letter each; `G` and `L` are not 0."""
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in arguments.items():
         fits = tensor.dim() == len(letters)

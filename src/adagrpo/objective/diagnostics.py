@@ -10,8 +10,8 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
     agreement_b  = share of the pairs of distinct rollouts that the reward orders as their true utility does, likewise
 
 The negatives of `q` are valid rollouts and in-batch items other than y_b, each counted once; `above` counts an item as
-often as it was drawn. Source of `above`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary
-of its full text; the treatment of ties and copies is ours. `agreement` needs true utilities, known only in simulation.
+often as it was drawn. Source of `above`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary of its full text;
+the treatment of ties and copies is ours.
 """
 
 from __future__ import annotations

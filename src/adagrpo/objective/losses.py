@@ -6,8 +6,7 @@ r"""The terms of the training loss, elementwise, and their reductions.
 
 Sources: AdaGRPO (Xu et al. 2026, arXiv 2606.08480) for the gated sum, PPO (Schulman et al. 2017, arXiv 1707.06347) for
 the clip, DAPO (Yu et al. 2025, arXiv 2503.14476) for `epsilon_high`, Schulman 2020 ("Approximating KL divergence") for
-k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not, so that a
-lower admission rate means a smaller reward term.
+k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def distill(
 ) -> TermLoss:
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
 
-    With a `mass_weight` it logs the probability of a group, `mass`, and that under the starting policy, `start_mass`.
-    Invalid rollouts that name an item are ignored.
+    With a `mass_weight` it logs a group's probability, `mass`, and the starting policy's, `start_mass`. Invalid
+    rollouts that name an item are ignored.
 
     Args:
         reward_weight: multiplies the reward; in a recipe, in units of its within-list standard deviation.

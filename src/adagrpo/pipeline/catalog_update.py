@@ -62,7 +62,7 @@ def update_catalog(
     """Make the next version; return it, and whether it is new.
 
     Args:
-        items: a table of new items with the columns of `data.items`; a delisted one gets its old codes.
+        items: a table with the columns of `data.items`; a delisted item gets its old codes.
         delist: ids, or files of ids: a table with the id column, or one id per line.
         start: the version to change, see `adagrpo.pipeline.versions.open_version`.
 
@@ -133,7 +133,6 @@ def _changed(
     leaving: Sequence[str],
     interactions: Sequence[Path],
 ) -> tuple[_State, int]:
-    """The new state, and the number of placed items."""
     rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
     came, there = len(state.items), state.listed
     if items is not None:
@@ -252,7 +251,7 @@ def likeness(
 
 
 def codes_near(run: RunDirectory, weights: sparse.csr_array, taken: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return (N, L) free codes near trained items by (N, trained) weights; `taken` is (V, L)."""
+    """Return (N, L) free codes near trained items by (N, trained) weights; `taken` (V, L) are not free."""
     first = CatalogVersion(run, 0).codes
     codes = first.codes.numpy()
     meaning = codes[:, :-1] if numbers_items(codes) else codes

@@ -264,7 +264,6 @@ def _check_list(option: str, values: Sequence[object]) -> None:
 
 
 def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
-    """The validated configuration with these arms, deduplicated."""
     different = {arm.name: arm for arm in arms}
     named = config.model_copy(update={"train": config.train.model_copy(update={"arms": (*different.values(),)})})
     try:

@@ -87,7 +87,7 @@ class Choice(NamedTuple):
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:
-    """Drop leaking rewards from a run's sum, with a message each; none if all leak."""
+    """Drop leaking rewards from a run's sum, and return a message for each; none if all leak."""
     options = run.config.reward
     if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
         return []

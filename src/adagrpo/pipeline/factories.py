@@ -164,7 +164,7 @@ class Models:
 
     @property
     def training_logs(self) -> Path:
-        """The training logs, all that a custom reward may be fitted on.
+        """The logs up to the end of training, all that a custom reward may be fitted on.
 
         A Parquet file with user_id, item_id and, if logged, timestamp, sorted by user and time.
         """

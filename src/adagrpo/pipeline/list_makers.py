@@ -132,7 +132,7 @@ class ListMaker:
         return kind_of(name).order(self, name, asked)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
-        """Return a fused list; with fitted weights, see `fused_sources`."""
+        """Return a fused list's `Fusion`, of its `fused_sources`."""
         sources = {kind: self.source(kind) for kind in self.fused_sources(fitted)}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
@@ -177,7 +177,7 @@ class ListMaker:
         return counts
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return each training interaction's item and age."""
+        """Return each training interaction's item, and its age at the end of training."""
         times = pl.read_parquet(self.fitted_file("recent_popularity"), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
         return self.models.data.training.values.astype(np.int64), times.max() - times.astype(np.float64)
 
@@ -313,7 +313,7 @@ def kind_of(name: ListName) -> ListKind:
 
 
 def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
-    """Return the rewards that order lists alone, by name; not the run's own ranker.
+    """Return the rewards that order the catalogue alone, by list name; not the run's own ranker.
 
     Example:
         >>> list(rewards_alone(WeightedOptions(members=({"kind": "noise"}, {}), weights=(1.0, 1.0))))
@@ -380,7 +380,7 @@ def lists_of(
     *,
     now: float | None = None,
 ) -> Lists:
-    """Return the served list of each case; `now`, in days since 1970, is the time of all."""
+    """Return the served list of each case; `now`, in days since 1970, is the time of all, if given."""
     found = Lists(
         np.full((len(cases), served.width), -1, dtype=np.int64),
         np.full((len(cases), served.width), -np.inf, dtype=np.float32),

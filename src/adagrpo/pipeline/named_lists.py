@@ -68,7 +68,7 @@ class Answering(NamedTuple):
 
 
 def answering(run: RunDirectory, asked: ListOptions) -> Answering:
-    """Return what answers, for the list that `decide` chose the refit; refuse stale parts.
+    """Return what answers, the refit for the list that `decide` chose; refuse stale parts.
 
     Raises:
         UserError: see `served_list` and `check_served`.

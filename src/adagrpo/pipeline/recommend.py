@@ -60,7 +60,7 @@ def recommend_users(
     """Write lists for all users of a file, and return summary.json with the folder.
 
     Args:
-        users: see `adagrpo.data.histories`; without histories, the complete logged ones are used.
+        users: see `adagrpo.data.histories`; without histories, the complete logged ones, held-out items included.
         out: a new folder, or one that the same command began.
         asked: which lists; `exclude_history` applies to the whole history.
         columns: of users and histories. None: `user_id` or else the run's; `history`, if the file has it.

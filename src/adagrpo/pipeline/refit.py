@@ -31,7 +31,7 @@ def refit_of(run: RunDirectory) -> RunDirectory:
 
 
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
-    """Fit a list's parts on all interactions; return their number and the seconds."""
+    """Fit a list's parts on all interactions; return their number and the seconds taken."""
     refit = refit_of(run)
     stages = fitted_stages(refit, chosen)
     run.console.note(f"{REFIT}: the parts of {chosen} are fitted once more, on all interactions")

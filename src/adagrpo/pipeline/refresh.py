@@ -247,11 +247,7 @@ def _is_of_shown(source: LogSource, path: Path) -> bool:
 def _with_new_shown(
     source: LogSource, read: Logs, refuse: Refusals, paths: Sequence[Path], known: Path, rows: pl.DataFrame
 ) -> pl.DataFrame | None:
-    """Return all impressions so far: those of `known`, or else of the run's own files, and of new files.
-
-    Args:
-        rows: with ids of the types that the run has.
-    """
+    """Return all impressions so far: those of `known`, or else of the run's own files, and of new files."""
 
     def impressions(logs: Logs, files: Sequence[Path]) -> pl.DataFrame | None:
         for shown in source.shown if files else []:

@@ -45,7 +45,7 @@ NOISE, NOISE_OF_SPREAD = 1e-6, 1e-3
 
 
 def check_reward(models: Models) -> str:
-    """Check the reward; return how its answers have changed, or empty.
+    """Check the reward; return how its answers have changed, empty if they have not.
 
     Raises:
         UserError: it is constant, not finite or otherwise invalid.
@@ -134,7 +134,7 @@ def _apart(models: Models) -> list[tuple[str, Reward]]:
 
 
 def _probe(models: Models, cases: Cases) -> dict[str, Any]:
-    """Return random (history, item) pairs and scores, if deterministic."""
+    """Return random (history, item) pairs and scores; null for a nondeterministic reward."""
     data, rows = models.data, np.arange(min(PROBE_CASES, len(cases)))
     draw, width = np.random.default_rng(data.config.seed), min(data.num_items, PROBE // len(rows))
     padded = pad(cases.histories, rows, data.config.max_history)

@@ -213,11 +213,13 @@ class Run(RunDirectory):
             budget_ms: milliseconds per list; None: no limit.
             train: first train the recipe's arms, which then compete too, alone and fused.
             control: list that users get today, one of the contenders; None: that of `decide.control`, else `sft`.
-                Returns: The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple
-                list, gains from `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to
-                `serve`, the `experiment` (None if the control is chosen) and `contenders`; with rules, `under_rules`:
-                test metrics of the chosen list and their change; unless `decide.refit` is false, `refit`: its
-                `interactions` and the `seconds` it took.
+
+        Returns:
+            The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
+            `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to `serve`, the
+            `experiment` (None if the control is chosen) and `contenders`; with rules, `under_rules`: test metrics of
+            the chosen list and their change; unless `decide.refit` is false, `refit`: its `interactions`, and the
+            `seconds` that it took.
         """
         if self.catalog:
             raise UserError(

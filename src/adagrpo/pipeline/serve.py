@@ -258,7 +258,7 @@ def _say(line: str) -> None:
 
 
 def _settle() -> None:
-    """Free a replaced model; a full garbage collection would stall requests."""
+    """Free a replaced model and freeze the rest: a full garbage collection would stall requests."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

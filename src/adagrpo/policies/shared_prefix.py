@@ -59,7 +59,7 @@ class Packed(NamedTuple):
 
 
 def block(shared: int, hypotheses: int, length: int, device: torch.device) -> Block:
-    """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own."""
+    """Lay out `shared` tokens, then `hypotheses` runs of `length` tokens that see these and their own."""
     owner = functional.pad(torch.arange(hypotheses, device=device).repeat_interleave(length), (shared, 0), value=-1)
     behind = torch.arange(length, device=device).repeat(hypotheses) + shared
     steps = torch.cat([torch.arange(shared, device=device), behind])

@@ -6,8 +6,7 @@
 
 Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, power 0.5); latent semantic analysis
 for the others. Beyond `PAIRS` pairs an item keeps the `PAIRS / V` neighbours of largest `n_ij p_ij` (local mutual
-information, Evert 2005). No item is its own
-neighbour; rows without a signal are 0.
+information, Evert 2005). No item is its own neighbour; rows without a signal are 0.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _Assignment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Codes of `V` vectors and their codebooks; `points` are the vectors, or an encoding that `decode` maps back."""
+    """Codes of `V` vectors and codebooks; `points` are the vectors, or an encoding that `decode` maps back."""
 
     codes: NDArray[np.int64]  # (V, L)
     codebooks: tuple[NDArray[np.float32], ...]  # L of (K_l, D)

@@ -227,7 +227,7 @@ class BatchQueue(Generic[InT, OutT]):
 
 
 async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
-    """Return or raise what `work` does, in a thread for which process exit does not wait (`asyncio.to_thread` does)."""
+    """Return or raise what `work` does, in a thread for which process exit does not wait."""
     future: asyncio.Future[OutT] = asyncio.get_running_loop().create_future()
 
     def carry_out() -> None:

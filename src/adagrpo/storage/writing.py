@@ -49,7 +49,7 @@ def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
 
 
 def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[Path], bool]) -> None:
-    """Remove temporary files and folders of dead processes; `stop` at subfolders with an owner of their own."""
+    """Remove temporary files of dead processes; `stop` at subfolders with an owner of their own."""
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
         for name in files:
@@ -151,7 +151,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to system errors without a file name; Rust libraries give them as text, `... (os error 28)`."""
+    """Add `path` to system errors without a file name."""
     try:
         yield
     except OSError as error:

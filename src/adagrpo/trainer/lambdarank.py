@@ -100,7 +100,7 @@ def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, m
 def shown_groups(
     sampler: NegativeSampler, shown: Impressions, *, negatives: int, max_history: int, most_shown: int = 50
 ) -> RankingGroups:
-    """Build groups from the items shown between two interactions, if any was clicked, and sampled items.
+    """Build groups from items shown between two interactions, if any was clicked, and sampled ones.
 
     `shown` is sorted by user and history length. The first `most_shown` items of a group are kept; repeats are merged,
     clicked if any was.

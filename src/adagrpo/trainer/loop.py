@@ -49,8 +49,8 @@ def fit(
     """Fit a model in place, continuing from the last checkpoint in `work`.
 
     Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`. KeyboardInterrupt or Terminated on a signal, after
-    the current step is saved; Diverged if three consecutive steps were not finite, the state before them saved where
-    possible; NotFinite in a validation.
+    the current step is saved; Diverged after three steps that were not finite, the state before them saved if possible;
+    NotFinite in a validation.
     """
     until = task.steps if until is None else min(until, task.steps)
     loop = _Loop(model, task, settings, work, seed, files or {}, watched, until)

@@ -71,7 +71,8 @@ def read_columns(
         of: what a row is of, item or user.
         option: names the id column in messages.
 
-    Returns: Ids as text (`id_column`), and the other columns.
+    Returns:
+        The ids as text, called `id_column`, and the other columns.
 
     Raises:
         UserError: a malformed file, or a row without id or with that of another.

@@ -160,7 +160,7 @@ DWELL_SLOPE, DWELL_SPREAD = 0.15, 1.0  # of log seconds: by the logit of the uti
 
 
 class Simulation(NamedTuple):
-    """A simulated log (`clicked` is a purchase) and its world."""
+    """A simulated log (`clicked` is 1 for a purchase, at most one per visit) and its world."""
 
     impressions: pl.DataFrame  # user_id, item_id, timestamp (step), slot, clicked, propensity; by user, time and slot
     items: pl.DataFrame  # item_id, title, attributes

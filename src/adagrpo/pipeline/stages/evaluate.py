@@ -272,7 +272,6 @@ def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Failures counted by name, and any collapse."""
     counts: Counter[str] = Counter()
     for row in steps:
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}

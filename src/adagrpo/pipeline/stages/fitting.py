@@ -45,7 +45,7 @@ def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
 
 
 def measured_fit(run: RunDirectory, stage: str) -> list[Read]:
-    """Return what a refit reads: the run's own fit, its training data, and where it begins."""
+    """Return what a refit reads of a stage: the best step of the run's own fit, its training data; where it begins."""
     if run.measured is None:
         return []
     begun = [] if run.begun is None else [f"{BEGUN}/{stage}:best/model.safetensors"]
