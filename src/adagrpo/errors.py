@@ -31,21 +31,21 @@ def _printable(message: str) -> str:
 
 
 class UserError(Exception):
-    """Bad input or usage: one line that names the culprit and the remedy; the command line exits with status 2."""
+    """Bad input or usage, in one line with the remedy; the command line exits with status 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_printable(message))
 
 
 class ServiceError(Exception):
-    """Failure of an external service, such as a reward endpoint; the command line exits with status 1."""
+    """Failure of an external service; the command line exits with status 1."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_printable(message))
 
 
 class NotFinite(FloatingPointError):
-    """NaN or infinity in `what`, one word such as `reward` or `logits`; training skips the step."""
+    """NaN or infinity in `what`, such as `logits`; training skips the step."""
 
     def __init__(self, what: str, message: str) -> None:
         super().__init__(message)

@@ -1,8 +1,8 @@
 """Signs of reward hacking in a log; docs/how-to/watch.md lists them.
 
-Standard errors are over lists, the larger by own and by pooled variances, since a few lists without a click have no
-variance. Gini coefficients depend on the number of lists, so that of a window is compared with `DRAWS` samples of as
-many lists from the baseline: with deviation `s` and sampled fraction `f`, its error is s √((1 + f) / (1 - f)).
+Standard errors are over lists, the larger by own and by pooled variances. Gini coefficients depend on the number of
+lists, so that of a window is compared with `DRAWS` samples of as many lists from the baseline: with deviation `s` and
+sampled fraction `f`, its error is s √((1 + f) / (1 - f)).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DailySigns(NamedTuple):
 
 
 def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
-    """Compute the signs of each day after the baseline; `ValueError` if it has fewer than two lists, or none later."""
+    """Compute signs by day after the baseline; `ValueError` if it has fewer than two lists, or none follow."""
     first = int(visits.day.min()) if len(visits.day) else 0
     begin = first + rule.baseline
     usual = visits.day < begin
@@ -76,7 +76,7 @@ def daily_signs(visits: Visits, rule: SignRule) -> list[DailySigns]:
 
 
 def signs_against(arm: Visits, others: Visits, rule: SignRule = SignRule()) -> list[DailySigns]:
-    """Compare an arm with others on the same days, without a baseline; `ValueError` if there is no such day."""
+    """Compare an arm with others on the same days; `ValueError` without such a day."""
     days = np.intersect1d(arm.day, others.day)
     if not len(days):
         raise ValueError("want lists of the arm and of others on the same days, found no such day")
@@ -94,7 +94,7 @@ def first_on(found: list[DailySigns], sign: str) -> int | None:
 
 
 def gini(counts: Ints) -> float:  # (V,)
-    """Return the Gini coefficient of counts: 0 if all are equal, near 1 if one item has all."""
+    """Return the Gini coefficient of counts, in [0, 1)."""
     ordered = np.sort(counts.astype(np.float64))
     if not ordered.sum():
         return 0.0

@@ -1,8 +1,8 @@
 """Network blocks of the compact policy and the sequential ranker: a causal transformer over item vectors.
 
-Pre-norm blocks (Xiong et al. 2020) with GELU by the error function, five times as fast as tanh on a CPU. Departures,
-for speed: right padding replaces a padding mask, and dropout compares random bytes with a threshold (rates are
-multiples of 1/256). The sampled softmax has uniform negatives that a batch shares (Klenitskiy and Vasilev 2023):
+Pre-norm blocks (Xiong et al. 2020) with GELU by the error function. Departures, for speed: right padding replaces a
+padding mask, and dropout compares random bytes with a threshold (rates are multiples of 1/256). The sampled softmax has
+uniform negatives that a batch shares (Klenitskiy and Vasilev 2023):
 
     loss_n = log(exp(s_n) + Σ_m exp(z_nm)) - s_n,    z_nm = h_n · v_m + b_m,    without the m that are the target of n
 
@@ -28,7 +28,7 @@ _SHORT = 64  # positions, up to which two plain products beat the fused kernel o
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the dtype for mixed precision, None if the device would emulate it."""
+    """Return the dtype for mixed precision, None if emulated."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
@@ -50,7 +50,7 @@ def precision_used(model: HasParameters, precision: Precision = "auto") -> Liter
 
 
 def mixed_precision(model: HasParameters, precision: Precision = "auto") -> AbstractContextManager[Any]:
-    """Return a context with autocast to bfloat16, or with autocast off; see `precision_used`."""
+    """Return a context with autocast to bfloat16, or off; see `precision_used`."""
     device = next(model.parameters()).device.type
     if precision_used(model, precision) == "bfloat16":
         return torch.autocast(device, torch.bfloat16)
@@ -58,7 +58,7 @@ def mixed_precision(model: HasParameters, precision: Precision = "auto") -> Abst
 
 
 def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
-    """Return a module that shares all but its linear weights, converted to `dtype`."""
+    """Return a module that shares all but linear weights, in `dtype`."""
     made = copy.copy(module)
     made._modules = {name: child and linear_weights_in(child, dtype) for name, child in module._modules.items()}
     if isinstance(module, nn.Linear):
@@ -68,7 +68,7 @@ def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
 
 
 class Dropout(nn.Module):
-    """Inverted dropout by random bytes of the global generator, which the trainer keys by step."""
+    """Inverted dropout by random bytes of the global generator."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class CausalEncoder(nn.Module):
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:  # rows (B, N, D), index (B, M) -> (B, M, D)
-    """Gather rows `index[b]` of each sample `b`, copying whole rows unlike `gather`.
+    """Gather rows `index[b]` of each sample `b`.
 
     >>> take(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[1, 1]])).tolist()
     [[[3, 4], [3, 4]]]
@@ -199,7 +199,7 @@ def take(rows: Tensor, index: Tensor) -> Tensor:  # rows (B, N, D), index (B, M)
 
 
 def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Draw weight matrices and embeddings from N(0, std²), and set linear biases to 0."""
+    """Draw weights and embeddings from N(0, std²); set linear biases to 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             with torch.no_grad():
@@ -219,7 +219,7 @@ def sampled_softmax_loss(
     targets: Tensor,  # (N,) int64
     negatives: Tensor,  # (M,) int64; repeated ones count repeatedly
 ) -> Tensor:  # (N,)
-    """Return cross-entropies in float32 nats, without accidental hits; 0 if every negative is the target."""
+    """Return cross-entropies in float32 nats; 0 if every negative is the target."""
     rows, columns = _hits(targets, negatives)
     log_sum_exp: Any = _LogSumExp.apply  # typed in some versions of torch and not in others
     others: Tensor = log_sum_exp(states, vectors, bias, rows, columns)

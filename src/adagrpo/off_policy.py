@@ -9,8 +9,8 @@
 
 IPS and DR are unbiased if the logged probabilities are right; SNIPS is consistent and has a lower variance. The cascade
 weights the reward at a rank by the probability ratio of the list down to that rank: it is unbiased if users read from
-the top and are not influenced by what is below, and varies less than the weight of the whole list; self-normalised,
-each rank is divided by its mean weight. Intervals are clustered by user; those of ratios are linearised.
+the top and are not influenced by what is below; self-normalised, each rank is divided by its mean weight. Intervals are
+clustered by user; those of ratios are linearised.
 
     effective size      n_eff = (Σ w)² / Σ w²                                 (Kish 1965)
     mean weight         E[w] = 1 where the log's probabilities are right
@@ -35,7 +35,7 @@ ERRORS, SLACK = 4.0, 0.01  # tolerated |mean weight - 1|: standard errors, plus 
 
 
 class ThinOverlap(ValueError):
-    """A log with too little overlap with a policy; the message says why."""
+    """A log with too little overlap; the message says why."""
 
 
 class Overlap(NamedTuple):
@@ -48,7 +48,7 @@ class Overlap(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """Why not to estimate from this log; None where there is no problem."""
+        """Why not to estimate from this log, or None."""
         if self.effective_size < LEAST:
             return f"all answers together weigh as much as {self.effective_size:.0f}; at least {LEAST:.0f} are needed"
         if self.largest > LARGEST:
@@ -112,7 +112,7 @@ def snips(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean reward by self-normalised inverse propensity scoring; arguments as of `ips`."""
+    """Estimate the mean reward by self-normalised inverse propensities; see `ips`."""
     _check(rewards=rewards, weights=weights)
     total = float(weights.sum())
     if total <= 0:
@@ -131,7 +131,7 @@ def doubly_robust(
     users: NDArray[np.integer] | None = None,  # (N,)
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean reward by a model, corrected by its weighted errors on the log; see `ips`."""
+    """Estimate the mean reward by a model and its weighted errors; see `ips`."""
     _check(rewards=rewards, weights=weights, predicted=predicted, expected=expected)
     return mean_of(expected + weights * (rewards - predicted), weights, users, level)
 
@@ -177,7 +177,7 @@ def cascade(
     users: NDArray[np.integer] | None = None,  # (N,) see `ips`
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean sum of the rewards of a list; the effective size is the smallest of all ranks.
+    """Estimate a list's mean sum of rewards; the effective size is the smallest of all ranks.
 
     Log-probabilities are of each item at its rank, given those above: under the target -inf where it never shows the
     item, under the served policy finite (`log_propensities` of the exposure log); 0 beyond the end of a list.
@@ -235,7 +235,7 @@ def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
 
 
 def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
-    """Estimate by every method on one log of drawn lists of two users or more, and add what was served.
+    """Estimate by every method on drawn lists of two users or more, and add what was served.
 
     The first item is weighted by its own probability ratio, a list by its own and by the cascade. The model of DR is
     each item's click rate q(a) = (clicks_a + S r) / (answers_a + S) at the first position among the other half of the
@@ -268,7 +268,7 @@ def _row(of: str, name: str, found: Estimate | None, seen: Overlap) -> Row:
 
 
 def _model(log: Drawn) -> tuple[Floats, Floats]:
-    """(N,) predictions for the item shown and for the target's; no user contributes to their own model."""
+    """(N,) predictions for the item shown and the target's; nobody contributes to their own model."""
     size = int(max(log.first.max(), log.drawn.max())) + 1
     half = np.unique(log.users, return_inverse=True)[1] % 2
     predicted, expected = np.zeros(len(half)), np.zeros(len(half))

@@ -87,11 +87,11 @@ class Ragged:
         return total
 
     def release(self) -> None:
-        """Free memory of values that can be read again from disk; a no-op for values in memory."""
+        """Free memory of values that can be read again from disk."""
 
 
 def indices_of(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return `starts[i], starts[i] + 1, ...`, `lengths[i]` of them, for each of the (B,) slices in turn.
+    """Return `starts[i], starts[i] + 1, ...`, `lengths[i]` of them, for each (B,) slice.
 
     >>> indices_of(np.array([7, 2]), np.array([1, 2]))
     array([7, 2, 3])
@@ -152,7 +152,7 @@ class Past(NamedTuple):
 
 
 class Asking(NamedTuple):
-    """Who asks for each of `B` lists, and when, for a reward that wants to know."""
+    """Who asks for each of `B` lists, and when."""
 
     users: Sequence[int | str | None]  # (B,) ids of the logs, or rows of users.parquet if `rows`; None: unknown
     times: Sequence[float | None]  # (B,) seconds since 1970; None: unknown

@@ -29,7 +29,6 @@ Moment = Annotated[int | str, BeforeValidator(_date_as_text)]  # a number in the
 
 
 def _number_as_text(value: Any) -> Any:
-    """Convert an integer, such as an event kind, to text."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -23,8 +23,7 @@ def one_or_several(content: Any) -> Any:
 class EligibleConfig(Section):
     """Group filter of evaluated items, by column.
 
-    An item must match one of the values of every `include` column, and none of `exclude`. Cases with another logged
-    item are left out of the metrics, and counted.
+    See `adagrpo.lists.eligibility`. Cases with another logged item are left out of the metrics, and counted.
     """
 
     include: GroupFilter = Field(default_factory=dict)

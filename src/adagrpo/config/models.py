@@ -15,8 +15,7 @@ NEGATIVE_SOURCES: tuple[NegativeSource, ...] = get_args(NegativeSource)
 class PublishedIds(Section):
     """Semantic IDs from elsewhere: a Parquet file with a list of codes per item, or an index of token names.
 
-    An index is a JSON file, `{"item id": ["<a_236>", "<b_231>", ..], ..}`, or a text file with lines
-    `<a_236><b_231>.. TAB title TAB item id`; the code is the last number of a name.
+    See `adagrpo.semantic_ids.published`.
     """
 
     path: str
@@ -164,8 +163,7 @@ class LambdaRankConfig(Section):
 class RankerConfig(Section):
     """The sequential ranker.
 
-    Negatives are uniform. Impressions are weighed by 1 / max(propensity, `propensity_floor`): `ips` divides by their
-    number in a batch, `snips` by the sum of weights. `user_share` applies to LambdaRank too.
+    Weights of impressions: `adagrpo.trainer.ranker_fit`. `user_share` applies to LambdaRank too.
     """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"

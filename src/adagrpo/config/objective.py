@@ -131,8 +131,8 @@ class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · term; see `adagrpo.trainer.post_training`.
 
     Subsections of reward terms and gates hold the keyword arguments of their functions in `adagrpo.objective`. For the
-    hybrid policy `lambda` is relative to a sum of two losses, with a larger gradient than NLL. With `rl_positions: end`
-    the gate `shuffled` permutes the rewards of each group and admits all.
+    hybrid policy `lambda` is relative to a sum of two losses. With `rl_positions: end` the gate `shuffled` permutes the
+    rewards of each group and admits all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)

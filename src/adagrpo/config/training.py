@@ -53,9 +53,9 @@ def _known(objective: str) -> str:
 class ArmConfig(Section):
     """A way to post-train from the starting policy.
 
-    An arm is given by name, `arms: [nll, adagrpo-random-lambda5, distill-tuned]`, the last from `PRESETS` (tuned on
-    validation users of Beauty), or as a mapping. `options` override keys of `objective` and need a `name`:
-    `{objective: adagrpo, name: rho-0.5, options: {adagrpo: {rho: 0.5}}}`.
+    An arm is given by name, `arms: [nll, adagrpo-random-lambda5, distill-tuned]`, the last from `PRESETS`, or as a
+    mapping. `options` override keys of `objective` and need a `name`: `{objective: adagrpo, name: rho-0.5, options:
+    {adagrpo: {rho: 0.5}}}`.
     """
 
     objective: Annotated[str, AfterValidator(_known)]
@@ -209,7 +209,6 @@ class ArmConfig(Section):
 
 
 def _arm_of(name: str) -> dict[str, Any]:
-    """Parse the name of an arm into fields."""
     if name in PRESETS:
         return {"name": name} | PRESETS[name]
     match = _ARM.fullmatch(name)

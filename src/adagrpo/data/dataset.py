@@ -49,8 +49,7 @@ _BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8
 def in_hash_order(ids: pl.Series, key: bytes = KEY) -> pl.Series:
     """Return the distinct ids by (blake2b_64(key, text of the id), id), lest their numbers carry information.
 
-    Ids often ascend by first appearance, popularity or release date, which could leak through ties. The key is fixed,
-    so that runs share prepared data.
+    The key is fixed, so that runs share prepared data.
     """
     distinct = ids.unique().sort()
     texts = distinct.cast(pl.String)
@@ -88,9 +87,8 @@ def build_dataset(
 ) -> Dataset:
     """Take the k-core, number users and items, and sort each user's interactions by time; ties keep the file's order.
 
-    With `baskets`, lines of one order id (where there is none, of one time) stand together, without repeats, at the
-    time of the last, so that nothing is before a point in time that came after it; within a basket by item, whatever
-    the order of the file. UserError if fewer than two users or items are left.
+    With `baskets`, lines of one order id (without one, of one time) stand together, without repeats, at the time of the
+    last and in the order of items. UserError if fewer than two users or items are left.
     """
     item_ids = logs.interactions[ITEM_ID]
     described = items
@@ -252,10 +250,9 @@ def shuffle_ties(
 ) -> Dataset:
     """Put tied interactions, whose order the logs do not know, into random order.
 
-    Logs exact to the day often order a day by item id, which a model can learn and be rewarded for. Ties are equal
-    timestamps, or else maximal ascending runs of the sorting column (public Amazon files: ASIN within a day). A run may
-    join several days, so results on shuffled data are a lower bound. UserError for neither timestamps nor a column,
-    impressions, or an item without a value in the column.
+    Ties are equal timestamps, or else maximal ascending runs of the sorting column. A run may join several days, so
+    results on shuffled data are a lower bound. UserError for neither timestamps nor a column, impressions, or an item
+    without a value in the column.
     """
     interactions = dataset.interactions
     if dataset.impressions is not None:

@@ -91,7 +91,7 @@ def impressions_of(
     within_seconds: float | None = None,  # maximum delay of a click; None: no limit
     only_sampled: bool = False,  # keep sampled lists only, which have propensities
 ) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join the shown lists of an exposure log with their feedback; return impressions in log order, and the counts.
+    """Join an exposure log's shown lists with their feedback, in log order.
 
     A click gets the time of its impression, so it is never history of its own list. Columns: user_id, item_id,
     timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (first).
@@ -158,7 +158,7 @@ def write_exposures(
 ) -> None:
     """Write unordered impressions, split at random: a share for validation, and again for the report.
 
-    Those of `random` were shown at random. UserError for no impressions, or fewer than two users with a training click.
+    UserError for no impressions, or fewer than two users with a training click.
     """
     logs = [entry for entry in (biased, random) if entry is not None]
     tables = [entry.impressions for entry in logs if entry.impressions is not None]
@@ -276,9 +276,9 @@ LOGGED = ("train.parquet", "validation.parquet", "test.parquet", "later.parquet"
 
 
 def random_exposures(shown: Logs, directory: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return items shown at random to a prepared log's users, (user, item, clicked), to judge lists alone, and counts.
+    """Return items shown at random to a prepared log's users (user, item, clicked), and counts.
 
-    Pairs of the log or its impressions are dropped, as training knows them. UserError for no clicks, or nothing left.
+    Pairs of the log or its impressions are dropped. UserError for no clicks, or nothing left.
     """
     if shown.impressions is None:
         raise UserError("data.random: no column says what was clicked; name it, data.random.columns.clicked=NAME")

@@ -81,7 +81,7 @@ class ItemGroups:
         self._of(name, field)
 
     def items(self, name: str, value: GroupValue, field: str | None = None) -> NDArray[np.int32]:
-        """Return the items with a value, ascending; booleans match other spellings, too.
+        """Return the items with a value, ascending; booleans match any spelling.
 
         UnknownGroup for an unknown column, called `field`, or value.
         """

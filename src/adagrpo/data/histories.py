@@ -3,7 +3,7 @@
     {"user_id": "u7", "history": [3, 17, 4]}        JSONL, and Parquet with a list column
     u7,3 17 4                                       CSV: ids separated by spaces, or a JSON list
 
-They are read in parts, to bound memory.
+They are read in parts.
 """
 
 from __future__ import annotations

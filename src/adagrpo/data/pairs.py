@@ -21,7 +21,7 @@ _PRODUCTS = 2**24  # of one user's items that are summed at a time
 
 
 def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
-    """Return a (U, V) float32 matrix, 1 if a user has an item; columns ascend."""
+    """Return (U, V) float32, 1 if a user has an item; columns ascend."""
     # copies: summing repeats moves what is there
     entries = (np.ones(len(training.values), np.float32), training.values.copy(), training.offsets.copy())
     user_items: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
@@ -46,7 +46,7 @@ def common_users_of(
     user_items: sparse.csr_array,  # (U, V), from `users_of_items`
     items: NDArray[np.int64],  # (N,), ascending and distinct
 ) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
-    """Yield rows of `common_users` in blocks: (n,) items and their (n, V) counts."""
+    """Yield blocks of `common_users`: (n,) items and (n, V) counts."""
     users = user_items.T.tocsr()[items]
     sizes = np.diff(user_items.indptr).astype(np.int64)
     bounds = np.append(0, sizes[users.indices].cumsum())[users.indptr]  # products up to each row
@@ -62,8 +62,8 @@ def common_users_of(
 def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bool = True) -> sparse.csr_array:
     """Return the (V, V) float32 counts `n`, by earlier and later item; columns ascend.
 
-    An item `d` steps later counts 1/d, each known basket one for each item of the next, which its items share, or each
-    counts one, and counts are whole numbers.
+    An item `d` steps later counts 1/d. Of known baskets each item of the next counts one, which the items before share
+    (`shared`), or one for each.
     """
     if training.baskets is not None:
         users = np.repeat(np.arange(len(training)), training.lengths)

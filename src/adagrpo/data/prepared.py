@@ -1,4 +1,4 @@
-"""The prepared data of a run: one Parquet file per purpose, so that none leaks another.
+"""The prepared data of a run, one Parquet file per purpose.
 
 Files of a run:
     users.parquet, items.parquet    original ids, by row
@@ -12,10 +12,9 @@ Files of a run:
     later.parquet                   what is after that, under a split in time
     validation_days.parquet, test_days.parquet
                                     the time of each target, for rewards that ask for it; where a case is no basket
-    impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction, as
-                                    later ones may show the held-out item
+    impressions.parquet             before a split in time; under leave-one-out, up to the last training interaction
     shown_later.parquet             user, item, clicked, timestamp; under a split in time, what was shown between the
-                                    validation target and the test. Nothing is fitted on it; lists are judged by it
+                                    validation target and the test. Lists are judged by it
     rejects.parquet, summary.json   rejected rows; counts
 """
 
@@ -56,7 +55,7 @@ from adagrpo.types import Cases, Ragged
 
 @dataclass(frozen=True)
 class MappedRagged(Ragged):
-    """Training sequences in a file, read in batches by `pread`: with large pages, a mapped history would cost 2 MB."""
+    """Training sequences in a file, read in batches by `pread`."""
 
     pages: mmap.mmap
     file: IO[bytes]
@@ -76,7 +75,7 @@ class MappedRagged(Ragged):
 
 
 def mapped_column(path: Path, name: str, rows: int) -> tuple[NDArray[np.int32], mmap.mmap, IO[bytes]] | None:
-    """Copy an integer column without nulls to a temporary file: values, mapping, and file, or None if that fails."""
+    """Copy an integer column without nulls to a temporary file; None if that fails."""
     try:
         file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115  # the caller closes it
         for first in range(0, rows, _ROWS):
@@ -177,7 +176,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 
 def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Return the impressions, between a user's validation target and the test, of items that he had not had."""
+    """Return impressions between a user's validation target and the test, of items not had before."""
     users = shown[USER].to_numpy()
     known = (split.validation_positions >= 0)[users] & (shown[HISTORY_LENGTH].to_numpy() >= split.target_ends[0][users])
     later = known & (shown[TIMESTAMP].to_numpy() < split.tested_from)
@@ -188,7 +187,7 @@ def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) 
 
 
 def load_training(directory: Path) -> Ragged:
-    """Load the training sequences, one row per user, maybe empty; long logs stay on disk."""
+    """Load the training sequences, one row per user; long logs stay on disk."""
     path = directory / "train.parquet"  # written by user and position
     rows, counts = _count(path), np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
     for first in range(0, rows, _ROWS):  # of a long log a whole column takes as much as the result
@@ -238,7 +237,7 @@ def _with(directory: Path, *names: str) -> Ragged:
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
-    """Load the cases of a split, by user; test histories include validation, and only `test` reads test.parquet."""
+    """Load a split's cases, by user; test histories include validation, and only `test` reads test.parquet."""
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
         targets = later.filter(TARGET)
@@ -282,7 +281,7 @@ def load_items(directory: Path) -> pl.DataFrame:
 
 
 def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -> None:
-    """Write an item table's columns, of `read_columns`, in the order of the (V,) ids; null where it has no row."""
+    """Write the columns of `read_columns` in the order of the (V,) ids; null without a row."""
     items = pl.DataFrame({ITEM_ID: ids.cast(pl.String)})
     id_column, *names = columns.columns
     joined = items.join(columns, left_on=ITEM_ID, right_on=id_column, how="left", maintain_order="left")
@@ -290,7 +289,7 @@ def write_item_columns(columns: pl.DataFrame, ids: pl.Series, directory: Path) -
 
 
 def stack_columns(columns: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
-    """Append rows of another item table: null where it lacks a column, as text where a type differs."""
+    """Append rows of another item table; missing columns are null, differing types text."""
     unlike = [name for name in columns.columns if name in added and added[name].dtype != columns[name].dtype]
     parts = [table.with_columns(pl.col(unlike).cast(pl.String)) for table in (columns, added)]
     return pl.concat(parts, how="diagonal").select(columns.columns)
@@ -307,7 +306,7 @@ def load_user_ids(directory: Path) -> pl.Series:
 
 
 def load_impressions(directory: Path) -> pl.DataFrame | None:
-    """Load any impressions for fitting: user, item, history_length, clicked [, slot, propensity]."""
+    """Load any impressions: user, item, history_length, clicked [, slot, propensity]."""
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
 

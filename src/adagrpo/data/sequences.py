@@ -40,7 +40,7 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDA
 
 
 def basket_starts(ragged: Ragged) -> NDArray[np.int64]:  # (total,)
-    """Return the index of the first item of each item's basket; without known baskets, of the item itself.
+    """Return the index of each item's basket's first item; without baskets, its own.
 
     >>> ragged = Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4]), baskets=np.array([0, 0, 1, 1]))
     >>> basket_starts(ragged)
@@ -79,7 +79,7 @@ def length_bucketed_batches(
 ) -> list[NDArray[np.int64]]:
     """Batch rows of two items or more by similar length, in an order set by (seed, epoch).
 
-    Rows are shuffled, sorted by length within buckets of `bucket_factor` batches, cut, and the batches shuffled.
+    Rows are sorted by length within buckets of `bucket_factor` batches.
     """
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(np.flatnonzero(lengths >= 2))

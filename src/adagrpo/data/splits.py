@@ -32,7 +32,7 @@ class Split:
 
 
 def leave_one_out(lengths: Ints) -> Split:
-    """Each user's last interaction is for test, the second last for validation, the rest for training.
+    """Hold out each user's last interaction for test, the second last for validation.
 
     Users with fewer than three interactions are only trained on.
     """
@@ -51,7 +51,7 @@ def everything(lengths: Ints) -> Split:
 
 # baskets (total,) from 0 within each user, users end to end; offsets (U + 1,)
 def last_baskets(baskets: Ints, offsets: Ints) -> Split:
-    """Apply `leave_one_out` to baskets: the last for test, the second last for validation.
+    """Apply `leave_one_out` to baskets.
 
     Users with fewer than three baskets are only trained on.
     """
@@ -82,7 +82,7 @@ def with_baskets(split: Split, baskets: Ints, offsets: Ints) -> Split:
 
 # timestamps (total,) users end to end, ascending within each; offsets (U + 1,)
 def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: float, test_from: float) -> Split:
-    """Split at two points in time; ValueError for points out of order, or a user's timestamps do not ascend.
+    """Split at two times; ValueError if they are out of order, or a user's timestamps do not ascend.
 
     Training is before `validation_from`. Targets are a user's first interactions in `[validation_from, test_from)` and
     from `test_from` on; a target needs a history.
@@ -107,7 +107,7 @@ def temporal(timestamps: NDArray[np.number], offsets: Ints, *, validation_from: 
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
-    """Keep the targets of at most `count` users, sampled by (seed, user); with lengths, others are trained on whole."""
+    """Keep the targets of at most `count` users, by (seed, user); with lengths, others are trained on whole."""
     users = np.flatnonzero((split.validation_positions >= 0) | (split.test_positions >= 0))
     chosen = np.zeros(len(split.train_lengths), dtype=np.bool_)
     chosen[users[keyed_uniforms(seed, users).argsort(kind="stable")[:count]]] = True
@@ -118,7 +118,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
-    """Return numbers in [0, 1) by seed and keys, (N,) each, at least 0 and in order: SplitMix64 (Steele et al. 2014).
+    """Return numbers in [0, 1) by seed and ordered keys, (N,) each, at least 0: SplitMix64 (Steele et al. 2014).
 
     >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
     >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])
@@ -146,7 +146,7 @@ def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
 
 
 def check_leakage(split: Split) -> None:
-    """Raise a ValueError for the first user whose training reaches a target, or whose validation is not before test."""
+    """Raise a ValueError for a user whose training reaches a target, or whose validation is not before test."""
     leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):
         leaks |= (targets >= 0) & (targets < split.train_lengths)

@@ -1,8 +1,7 @@
 """Decoding of Semantic IDs: ancestral sampling and beam search, free or constrained to a catalogue by a trie.
 
-`sample` and `score_sequences` mask the logits by the trie and renormalise, since a policy gradient needs the
-probabilities of the distribution that was sampled. `beam_search` masks *after* the log-softmax, as Hugging Face's
-`generate` does with a prefix function, so items are ranked by the policy's own probability.
+`sample` and `score_sequences` mask the logits by the trie and renormalise. `beam_search` masks *after* the log-softmax,
+as Hugging Face's `generate` does with a prefix function.
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_and_score, beam_search_both

@@ -25,7 +25,7 @@ _SHORTEST_SPAN = 8  # a level whose size has no divisor in this range is padded
 
 
 class Beams(NamedTuple):
-    """The `W` best Semantic IDs of each of `B` samples, best first."""
+    """The `W` best Semantic IDs of `B` samples, best first."""
 
     codes: Tensor  # (B, W, L) int64, -1 where no sequence was found
     scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf where no sequence was found
@@ -54,7 +54,7 @@ def beam_search(
     trie: Trie | None = None,  # restricts the search to its sequences, without renormalising
     excluded: Excluded | None = None,  # items that each sample's search leaves out, from `trie.excluding`
 ) -> Beams:
-    """Return the `W` most probable Semantic IDs of each sample that a beam of width `W` finds.
+    """Return the `W` most probable Semantic IDs that a beam of width `W` finds.
 
     Exact if `W` is at least the number of prefixes at every level but the last. Ties are broken by the rank of the
     parent, then by the lower code, on every device. Beyond the sequences of positive probability, codes are -1, scores
@@ -73,7 +73,7 @@ def beam_search_and_score(
     trie: Trie | None,
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Tensor]:
-    """Run `beam_search`, and score other sequences, (B, G), in the same passes, faster for a few histories."""
+    """Run `beam_search`, and score other sequences, (B, G), in the same passes."""
     levels = check(policy, trie)
     _check_width("width", width)
     if excluded is not None and trie is None:
@@ -118,7 +118,7 @@ def beam_search_both(
     constrained_width: int | None = None,  # None: the same
     excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
-    """Return the constrained beams and the free ones, as two searches would, with shared prefixes evaluated once."""
+    """Return constrained and free beams, as of two searches, evaluating shared prefixes once."""
     levels = check(policy, trie)
     _check_width("width", width)
     constrained_width = width if constrained_width is None else constrained_width
@@ -158,7 +158,7 @@ class _Shared(NamedTuple):
 
 
 def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
-    """Merge the hypotheses of both searches; `parents` are indices among the previous merged hypotheses."""
+    """Merge the hypotheses of both searches; `parents` index the previous merged ones."""
     samples, count = inside_nodes.shape
     ordered, order = inside_nodes.sort(dim=1)
     index = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
@@ -261,7 +261,7 @@ def _best_continuations(
 ) -> _Step:  # parents are indices among the W
     """The `W' = min(width, W * K)` best continuations of all hypotheses, best first.
 
-    Only the `W'` spans of codes with the highest maxima are sorted, five times faster on a CPU.
+    Only the `W'` spans of codes with the highest maxima are sorted.
     """
     samples, count, size = log_probs.shape
     span = max(d for d in range(1, min(size, _SPAN) + 1) if size % d == 0)
@@ -288,7 +288,7 @@ def _best_continuations(
 
 
 def top(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
-    """Return indices of the highest values, best first, ties by index, unlike `torch.topk`."""
+    """Return indices of the highest values, best first, ties by index."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the floats
     index = torch.arange(values.shape[1] - 1, -1, -1, device=values.device)
@@ -296,7 +296,7 @@ def top(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, c
 
 
 def top_of_many(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 -> (B, count) int64
-    """Return `top` for N far above `count`, sorting only the `count` blocks with the highest maxima."""
+    """Return `top`, fast for N far above `count`."""
     if values.shape[1] % PART or values.shape[1] < 4 * PART * count:
         return top(values, count)
     parts = values.view(len(values), -1, PART)

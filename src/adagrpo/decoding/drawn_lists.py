@@ -4,14 +4,14 @@
 
 This is sampling without replacement (Plackett-Luce, the Gumbel-top-k trick). The search descends the trie and keeps the
 k + 1 prefixes of the highest g, where the g of a prefix is the maximum over its leaves and its children's g are drawn
-given that maximum (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
+given that maximum (Kool, van Hoof and Welling 2019).
 
     log P(rank j is i_j | those above)     = φ_{i_j} - log(Σ_{m≥j} exp φ_{i_m} + ρ)
     log P(i in the list | threshold κ)     = log(1 - exp(-exp(φ_i - κ))),   κ the g of the item after the last
 
-ρ is the probability of all other items, summed over pruned prefixes, since 1 - Σ_{m<j} exp φ_{i_m} would cancel.
-π renormalises the softmax of each level, at the given temperature, over codes that lead to an eligible item. The noise
-is a function of a sample's seed and the node, so a list does not depend on its batch.
+ρ is the probability of all other items, summed over pruned prefixes. π renormalises the softmax of each level, at the
+given temperature, over codes that lead to an eligible item. The noise is a function of a sample's seed and the node, so
+a list does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0
 
 
 class Slates(NamedTuple):
-    """`k + 1` distinct items for each of `B` samples, in the order of the draw.
+    """`k + 1` distinct items for `B` samples, in the order of the draw.
 
     The last item gives the threshold and is not in the list. Missing items are -1 and -inf.
     """
@@ -44,8 +44,6 @@ class Slates(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """The prefixes that a search keeps, by descending g."""
-
     nodes: Tensor  # (B, W) int64, -1 where there is none
     log_probs: Tensor  # (B, W) float64
     keys: Tensor  # (B, W) float64
@@ -65,7 +63,7 @@ def draw_slates(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Slates:
-    """Draw lists of `k` items without replacement, and the item after them; NotFinite if logits hold NaN or +inf."""
+    """Draw `k` items without replacement, and the one after them; NotFinite if logits hold NaN or +inf."""
     levels = check(policy, trie, temperature)
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -100,7 +98,7 @@ def slate_log_probs(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Tensor:  # (B, N) float64
-    """Return the log-probability of each item of given lists at its rank, as `draw_slates` would draw them.
+    """Return the log-probability of each item at its rank in given lists, as of `draw_slates`.
 
     (B, N), given the items above; -inf for items that are absent or not eligible.
     """
@@ -151,7 +149,7 @@ def _beside(
     log_probs: Tensor,  # (B, N) of the prefixes
     shares: Tensor,  # (T,) of the children
 ) -> Tensor:  # (B,)
-    """Log-probability of the children that are not followed, counting each prefix once."""
+    """Log-probability of the children not followed, each prefix once."""
     samples, count = nodes.shape
     real = below >= 0
     same = (nodes.unsqueeze(2) == nodes.unsqueeze(1)) & real.unsqueeze(1)  # (B, N, N)
@@ -166,7 +164,7 @@ def _beside(
 
 # log_probs (B, n) float64, in the order of the draw; rest (B,) float64 -> (B, n) float64
 def rank_log_probs(log_probs: Tensor, rest: Tensor) -> Tensor:
-    """Return log-probabilities of items at their ranks, given those above, from those of drawing each first.
+    """Return log-probabilities at the ranks, given the items above, from those of drawing each first.
 
     -inf where there is none.
     """
@@ -175,7 +173,7 @@ def rank_log_probs(log_probs: Tensor, rest: Tensor) -> Tensor:
 
 
 def inclusion_log_prob(log_prob: float, threshold: float) -> float:
-    """Return the log-probability that an item is in a list, given the threshold, g of the first item that is not."""
+    """Return the log-probability that an item is in a list, given the threshold, g of the first one left out."""
     distance = log_prob - threshold
     if distance < -36.0:  # 1 - exp(-x) is x in double precision
         return distance
@@ -229,7 +227,7 @@ def _shares(
     logits: Tensor,  # (B, W, K) float64
     excluded: Excluded | None,
 ) -> tuple[Branches, Tensor, Tensor]:
-    """The T children of B * W prefixes, their samples (T,), and their log-probabilities given their parents (T,)."""
+    """The T children of B * W prefixes, their samples (T,), and log-probabilities given their parents (T,)."""
     samples, hypotheses = nodes.shape
     branches = trie.branches(level, nodes)
     rows = branches.parents // hypotheses
@@ -243,12 +241,10 @@ def _shares(
 
 
 def _of_parents(values: Tensor, parents: Tensor, count: int) -> Tensor:
-    """(count,) the highest value of each parent's children, -inf where it has none."""
     return values.new_full((count,), -torch.inf).scatter_reduce(0, parents, values, "amax")
 
 
 def _log_sums(values: Tensor, owners: Tensor, count: int) -> Tensor:
-    """(count,) logsumexp of each owner's values, -inf where it has none."""
     highest = _of_parents(values, owners, count)
     parts = (values - highest[owners]).exp().nan_to_num(0.0)
     return highest + parts.new_zeros(count).index_add(0, owners, parts).log()

@@ -3,7 +3,7 @@
     sample           c_l = min {k : F_l(k) > u_l},   F_l the cumulative distribution of softmax(z_l / temperature)
     score sequences  log π(c_l | x, c_<l) of given codes
 
-Samples depend only on the weights and the given uniforms, not on the batch. A trie masks the logits and renormalises.
+Samples do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adagrpo.semantic_ids.trie import Trie
 
 
 class DeadEnd(RuntimeError):
-    """The trie or the logits exclude every code of a hypothesis, or the given one."""
+    """Trie or logits exclude every code, or the given one."""
 
 
 class Samples(NamedTuple):
@@ -50,7 +50,7 @@ def sample(
 ) -> Samples:
     """Draw `G` Semantic IDs per sample, code by code, by inverse transform sampling.
 
-    DeadEnd if no code can be drawn for a hypothesis; NotFinite if the policy's logits hold NaN or +inf.
+    DeadEnd if no code can be drawn; NotFinite if logits hold NaN or +inf.
     """
     levels = check(policy, trie, temperature)
     if uniforms.ndim != 3 or uniforms.shape[2] != levels:
@@ -101,7 +101,7 @@ def score_sequences(
     temperature: float = 1.0,
     trie: Trie | None = None,
 ) -> Tensor:  # (B, G, L)
-    """Return log-probabilities of given codes under the distribution of `sample`, with gradients; a trie renormalises.
+    """Return log-probabilities of given codes under the distribution of `sample`, with gradients.
 
     DeadEnd if a sequence is not in the trie.
     """

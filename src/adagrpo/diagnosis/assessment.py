@@ -1,4 +1,4 @@
-"""The whole diagnosis of a reward on validation cases, as a JSON-able result.
+"""The diagnosis of a reward on validation cases, JSON-able.
 
 Beside `orders`, `leaks` and `verdict`, curves by the weight of the reward, and accuracy by exposure:
 
@@ -141,7 +141,7 @@ def diagnose(
 
 
 def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Return the change of each metric at each of `weights` (None: the reward alone), with intervals.
+    """Return each metric's change by weight (None: the reward alone), with intervals.
 
     Of the `ranker`, `shuffled` rewards, and the cross-fitted `mix` with its `chosen` weights.
     """
@@ -215,7 +215,7 @@ def _names(edges: Ints) -> list[str]:
 
 
 def _pairs_in_order(scores: Floats, utility: Floats, kept: Masks) -> Floats:
-    """(N,) share of kept pairs of different utility in the scores' order; NaN without pairs."""
+    """(N,) share of kept pairs of different utility in order; NaN without pairs."""
     right, pairs = np.zeros(len(scores)), np.zeros(len(scores))
     for column in range(scores.shape[1]):  # a loop over the list keeps the memory at (N, W)
         at = slice(column, column + 1)

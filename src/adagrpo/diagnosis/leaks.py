@@ -9,8 +9,7 @@ training data alone (item-kNN, item successions, the sequential ranker):
     certain     the same share is at least `CERTAIN`, and r at least `FIRST`, in the tenth of the cases with the largest
                 margin between the first and second item: a reward that knows some users' answers
 
-A sign counts at p ≤ `STRONG` if at least 20 cases differ; one sign flags the reward. Detection rates in simulated
-worlds: docs/how-to/diagnose.md, `research/leaks`.
+A sign counts at p ≤ `STRONG` if at least 20 cases differ; one sign flags the reward. Detection rates: `research/leaks`.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Answers(NamedTuple):
 
 
 def with_last_fitted(training: Ragged, cases: Cases) -> Questions:
-    """Pair the cases of users who have a training item before their last one, or its basket, with that last one."""
+    """Pair cases with the user's last training item, where there is one before it, or before its basket."""
     ends = training.offsets[cases.users + 1] - 1
     lengths = np.where(training.lengths[cases.users] > 0, basket_starts(training)[ends], 0)
     lengths = np.maximum(lengths - training.offsets[cases.users], 0)
@@ -88,7 +87,7 @@ def answers(
 
 
 def leak_signs(reward: Answers, references: Mapping[str, Answers]) -> dict[str, Any]:
-    """Test whether a reward has probably seen the held-out items, against rankers of training data alone, by name.
+    """Test for signs that a reward has seen the held-out items, against `references` fitted on training data.
 
     JSON-able: `signs` that hold, `cases`, `hr@1` of the reward, `references` (their HR@1), `shares`.
     """

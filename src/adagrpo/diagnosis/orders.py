@@ -51,14 +51,14 @@ class Mix(NamedTuple):
 
 
 def target_ranks(lists: Lists, keys: Floats) -> Ints:  # keys (N, W)
-    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties in the policy's order; else 0."""
+    """Return the (N,) rank from 1 of the logged item by descending `keys`, ties by the policy; else 0."""
     order = np.argsort(-np.where(lists.usable, keys, -np.inf), axis=1, kind="stable")
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
 
 # scores, target, others (N, W)
 def share_below(scores: Floats, target: NDArray[np.bool_], others: NDArray[np.bool_]) -> Floats:
-    """Return the (N,) share of each row's others below its target; ties count one half; NaN if either is missing.
+    """Return the (N,) share of others below the target; ties count one half; NaN if either is missing.
 
     >>> there = np.array([[False, True, False, False]])
     >>> share_below(np.array([[1.0, 2.0, 2.0, 9.0]]), there, ~there)
@@ -71,13 +71,13 @@ def share_below(scores: Floats, target: NDArray[np.bool_], others: NDArray[np.bo
 
 
 def mixed_keys(lists: Lists, weight: float, within_list_std: float) -> Floats:
-    """Return (N, W) `log π + weight · RM / within_list_std`, in single precision as in the service."""
+    """Return (N, W) `log π + weight · RM / within_list_std`, in single precision."""
     log_probs, rewards = (values.astype(np.float32) for values in (lists.log_probs, lists.rewards))
     return np.where(lists.usable, mixed_scores(log_probs, rewards, weight, within_list_std), -np.inf).astype(np.float64)
 
 
 def cross_fitted_mix(lists: Lists, half: NDArray[np.bool_]) -> Mix:  # half (N,)
-    """Choose the weight of each half by the mean NDCG@10 of the other, the smallest if several are equal."""
+    """Choose each half's weight by NDCG@10 on the other; ties: the smallest."""
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
     std = within_list_std(lists.items, lists.rewards)
@@ -88,7 +88,7 @@ def cross_fitted_mix(lists: Lists, half: NDArray[np.bool_]) -> Mix:  # half (N,)
 
 
 class RepeatedMix(NamedTuple):
-    """The cross-fitted mix over `S` halvings of the users, with `K` candidate weights."""
+    """The mix over `S` halvings of users, with `K` weights."""
 
     ranks: Ints  # (K, N) of the logged item under each of `WEIGHTS`, as `target_ranks`
     within_list_std: float  # σ
@@ -101,7 +101,7 @@ class RepeatedMix(NamedTuple):
 
 
 def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
-    """Compute `cross_fitted_mix` over many random halvings; beams are sorted once per weight."""
+    """Compute `cross_fitted_mix` over many random halvings."""
     std, cases = within_list_std(lists.items, lists.rewards), len(lists.targets)
     ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, std)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
@@ -127,7 +127,7 @@ def permuted(values: Floats, real: NDArray[np.bool_], generator: np.random.Gener
 
 
 def serving_quantities(lists: Lists, history_lengths: Ints) -> dict[str, Floats]:  # history_lengths (N,)
-    """Return the quantities of a case that are known at serving time, (N,) each, by name.
+    """Return what is known of a case at serving time, (N,) each, by name.
 
     All but the history length are NaN for fewer than two items.
     """
@@ -166,12 +166,12 @@ class Cell(NamedTuple):
 
 
 def gains(ranks: Ints) -> dict[str, Floats]:
-    """Return HR@10 and NDCG@10 of each case from the (N,) ranks of the logged items."""
+    """Return each case's HR@10 and NDCG@10 from (N,) ranks."""
     return {"hr@10": metrics.hit_rate(ranks, 10), "ndcg@10": metrics.ndcg(ranks, 10)}
 
 
 def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
-    """Return up to three cells of about equal size by a quantity; NaN is in none, and ties stay together."""
+    """Return up to three cells of about equal size; NaN is in none, ties stay together."""
     known = ~np.isnan(values)
     if not known.any():
         return []
@@ -187,7 +187,7 @@ def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
 
 
 def popularity_cells(targets: Ints, counts: Ints) -> list[Cell]:  # targets (N,), counts (V,)
-    """Return cells by head, middle and tail items, with a third of the training interactions each."""
+    """Return cells by head, middle and tail items, a third of the training interactions each."""
     tail, below_head = metrics.tail_items(counts, 1 / 3), metrics.tail_items(counts, 2 / 3)
     masks = {"head": ~below_head, "middle": below_head & ~tail, "tail": tail}
     cells = [Cell(f"{name} ({int(mask.sum()):,} items)", mask[targets]) for name, mask in masks.items()]
@@ -195,7 +195,7 @@ def popularity_cells(targets: Ints, counts: Ints) -> list[Cell]:  # targets (N,)
 
 
 def bounded_interval(differences: Floats, weights: Floats | None = None) -> Interval:
-    """Return the normal interval of a mean difference; p is 1 if fewer than `MIN_MOVED` cases differ from 0."""
+    """Return a mean difference's normal interval; p is 1 if fewer than `MIN_MOVED` cases differ from 0."""
     if not len(differences):
         return Interval(0.0, 0.0, 0.0, 1.0)
     interval = mean_interval(differences, weights)
@@ -210,7 +210,7 @@ def measure(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return a row per cell: cases, share with the logged item in the beam, metrics and differences from `policy`."""
+    """Return a row per cell: cases, share with the logged item, metrics and differences from `policy`."""
     table = []
     for cell in cells:
         row: dict[str, Any] = {"cell": cell.name, "cases": int(cell.rows.sum())}

@@ -76,7 +76,7 @@ class Judgement(NamedTuple):
 
 
 def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength:
-    """Return a word for the evidence that a quantity is above 0, by its two-sided, adjusted p-value."""
+    """Return a word for the evidence of a mean above 0, by its two-sided, adjusted p-value."""
     if p_value > level or mean == 0:
         return "none"
     if mean < 0:
@@ -85,7 +85,7 @@ def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength
 
 
 def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) -> Verdict:
-    """Apply the module's rule at a level of the family of cells, all cases first; none may be by the logged item."""
+    """Apply the module's rule to cells, all cases first; none may be by the logged item."""
     raw = [test.difference.p_value for test in cells]
     cell_p = tuple(min(1.0, 2 * p) for p in (*raw[:1], *holm(raw[1:])))
     strengths = [strength_of(test.difference.mean, p, level=level) for test, p in zip(cells, cell_p, strict=True)]
@@ -213,7 +213,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 
 def leak_reason(leak: Mapping[str, Any] | None) -> str | None:
-    """Return how `leak_signs` shows that a reward has probably seen the held-out items; None without a sign."""
+    """Return in words the signs of `leak_signs`; None without one."""
     if leak is None or not leak["signs"]:
         return None
     first, best = leak["hr@1"], max(leak["references"], key=lambda name: leak["references"][name])

@@ -9,7 +9,7 @@ For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-us
     both      over users and seeds, see `adagrpo.evaluation.statistics`; decides the verdict
     family    Holm over all family arms and checkpoints on one metric, with p of `both`, or of `users` for one seed
 
-Sources: Efron 1979, Holm 1979. We do not treat each (seed, user) as an independent sample.
+Sources: Efron 1979, Holm 1979.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
 def compare(
     measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
 ) -> list[dict[str, Any]]:
-    """Compare each arm and checkpoint with the baseline's of the same kind (or its only one), entries in seed order.
+    """Compare arms and checkpoints with the baseline's of the same kind (or only one), in seed order.
 
     One JSON-able row each: `arm`, `checkpoint`, `verdict`, `p_holm`, `test`, `validation`, `against` (differences from
     the baseline) and `margins`; None if unknown.
@@ -87,7 +87,7 @@ def compare(
 
 
 def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
-    """Compare the plan's pairs of arms, first minus second, as `compare`: a row per pair and kind of checkpoint."""
+    """Compare the plan's pairs of arms, first minus second: a row per pair and kind of checkpoint."""
     rows: list[dict[str, Any]] = []
     for arm, other in options.pairs:
         for checkpoint in ("best", "final"):
@@ -153,7 +153,7 @@ def _against(
 
 
 def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
-    """Return the interval over users and seeds from R and E of `adagrpo.evaluation.statistics`."""
+    """Return the interval over users and seeds, from R and E of `statistics`."""
     seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
     interval = crossed_interval(parts, level=level)
@@ -211,7 +211,7 @@ START, CONTINUED = "sft", "nll"
 
 
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
-    """Return intervals of each checkpoint's metrics and of its differences from the starting policy and continued NLL.
+    """Return intervals of checkpoints' metrics and differences from the starting policy and continued NLL.
 
     Percentile bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm
     and checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.

@@ -34,7 +34,7 @@ class Exchanges(NamedTuple):
     visits: Ints  # (P,) which two visits
 
     def happened(self, scores: Floats) -> Floats:  # (P, 2, 2) by user and item
-        """Return for each two visits the share of their pairs in which a list prefers what happened; ties one half."""
+        """Return for each two visits the share of pairs in which a list prefers what happened; ties one half."""
         one, other = (
             (own > shown).astype(int) - (own < shown)
             for own, shown in ((scores[:, 0, 0], scores[:, 0, 1]), (scores[:, 1, 1], scores[:, 1, 0]))
@@ -44,7 +44,7 @@ class Exchanges(NamedTuple):
 
 
 def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Generator) -> Exchanges:
-    """Pair what was shown (user, item, timestamp) to two users in a row, but for what either `had` had (user, item)."""
+    """Pair items shown to two users in a row (user, item, timestamp), but not those that either `had` (user, item)."""
     ordered = shown.select(USER, ITEM, TIMESTAMP, pl.Series("key", generator.random(len(shown)))).sort(
         TIMESTAMP, USER, "key"
     )
@@ -62,9 +62,9 @@ def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Gener
 
 
 def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interval]]:
-    """Say whether no list tells who was shown what, by `Exchanges.happened` of each, and return their intervals.
+    """Return whether no list tells who was shown what, by `Exchanges.happened` of each, and the intervals.
 
-    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` at least.
+    None does where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of at least `LEAST`.
     """
     level = 1 - 0.05 / max(1, len(happened))
     found = {name: mean_interval(shares, level=level) for name, shares in happened.items() if len(shares) >= LEAST}
@@ -72,6 +72,6 @@ def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interva
 
 
 def weights_of_shown(items: Ints) -> Floats:  # (N,) shown items
-    """Return one over how often each one's item was shown, at most one over the median item's, so that none rules."""
+    """Return one over how often each item was shown, at most one over the median."""
     _, item, counts = np.unique(items, return_inverse=True, return_counts=True)
     return np.asarray(1 / np.maximum(counts, np.median(counts))[item])

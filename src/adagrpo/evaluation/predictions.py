@@ -61,7 +61,7 @@ def select_cases(cases: Cases, rows: NDArray[np.int64]) -> Cases:  # rows (K,)
 
 
 def eligible_cases(cases: Cases, eligible: NDArray[np.bool_]) -> Cases:  # eligible (V,)
-    """Select the cases with an eligible logged item; of baskets, only the eligible items remain."""
+    """Select the cases with an eligible logged item; of baskets only eligible items remain."""
     if cases.relevant is None:
         return select_cases(cases, np.flatnonzero(eligible[cases.targets]))
     inside, offsets = eligible[cases.relevant.values], cases.relevant.offsets
@@ -139,7 +139,7 @@ def predict(
 def summarise(
     predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
 ) -> dict[str, float]:
-    """Return mean metrics, as fractions; with a masked history also `*_unmasked` ones."""
+    """Return mean metrics, as fractions; with masked histories `*_unmasked` too."""
     lists = metrics.RankedLists(
         ranks_in(predictions.items, cases),
         predictions.items.shape[1],
@@ -210,7 +210,7 @@ def rank_by_ranker(
 
 
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
-    """(N,) row of each sampled case in the uniforms, else -1, and the uniforms."""
+    """(N,) row of sampled cases in the uniforms, else -1; the uniforms."""
     size = min(count, SAMPLED_CASES)
     rows = np.full(count, -1, dtype=np.int64)
     rows[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
@@ -224,7 +224,7 @@ def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
 
 
 def ranks_in(items: NDArray[np.int64], cases: Cases) -> NDArray[np.int64]:
-    """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 where absent; of baskets (N, R)."""
+    """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 if absent; of baskets (N, R)."""
     return metrics.target_rank_in(items, cases.logged)
 
 
@@ -241,9 +241,9 @@ def without_history(
     closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
     eligible: Sequence[Eligible | None] | None = None,  # masks of the search, see `Trie.excluding`
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Return found items outside whole histories and their scores, padded with -1 and -inf.
+    """Return found items outside histories and scores, padded with -1 and -inf.
 
-    Samples with short lists are searched again with their histories excluded.
+    Samples with short lists are searched again.
     """
     items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is
@@ -271,7 +271,7 @@ def _unseen(items: Tensor, scores: Tensor, histories: Histories, width: int) -> 
 def batches(
     cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], Histories]]:
-    """Yield rows and histories of cases of similar length; `whole` adds what the policy does not see."""
+    """Yield rows and histories of similar length; `whole` adds what the policy does not see."""
     order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]

@@ -23,7 +23,7 @@ Scores = TypeVar("Scores", NDArray[np.floating[Any]], Tensor)
 
 
 def within_list_std(items: NDArray[np.int64], rewards: NDArray[np.floating[Any]]) -> float:  # items and rewards (N, W)
-    """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list holds different rewards."""
+    """Return σ of rewards (N, W) of items (N, W), -1 for none; 1 if no list's rewards differ."""
     there = items >= 0
     filled = there.any(axis=1)
     kept = np.where(there, rewards.astype(np.float64), np.nan)[filled]
@@ -70,7 +70,7 @@ EXPOSURE_POWER = 0.5  # by default
 def exposure_weights(shown: Ints) -> Floats:
     """Return (N,) 1 / (times the logged item was shown), counts clipped from below at their tenth percentile.
 
-    Clipped inverse propensities (Schnabel et al. 2016), as if popularity alone decided what is shown.
+    Clipped inverse propensities (Schnabel et al. 2016).
 
     >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
     [0.27, 0.1, 0.1, 0.05]
@@ -82,8 +82,7 @@ def exposure_weights(shown: Ints) -> Floats:
 def case_weights(shown: Ints, power: float = EXPOSURE_POWER) -> Floats:
     """Return (N,) `exposure_weights ** power` of mean 1, the weights of cases in a choice between lists.
 
-    A case whose item was never shown weighs 1. The default is the root, as liked items are shown more
-    (`research/decisions`).
+    A case whose item was never shown weighs 1. The default is the root (`research/decisions`).
 
     >>> case_weights(np.array([1, 10, 10, 20, 0])).round(2).tolist()
     [1.51, 0.92, 0.92, 0.65, 1.0]

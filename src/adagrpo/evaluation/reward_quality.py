@@ -106,7 +106,7 @@ def rank_correlation(
     utilities: NDArray[np.floating[Any]],  # (N, K)
     known: NDArray[np.bool_] | None = None,  # (N, K)
 ) -> Floats:  # (N,)
-    """Return Spearman's correlation of each row's known entries, NaN if a side is constant."""
+    """Return Spearman's correlation of rows' known entries, NaN if a side is constant."""
     there = np.ones(scores.shape, np.bool_) if known is None else known
 
     def centred(values: NDArray[np.floating[Any]]) -> Floats:
@@ -142,7 +142,7 @@ def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
 
 
 def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
-    """Return the mean over users of their means, NaN ignored, with a 95 % bootstrap interval."""
+    """Return the mean of users' means, NaN ignored, with a 95 % bootstrap interval."""
     known = ~np.isnan(values)
     if not known.any():
         return None

@@ -65,7 +65,7 @@ def bootstrap_means(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
-    """Return `bootstrap_mean` of each row of (A, N) values, with shared resamples."""
+    """Return `bootstrap_mean` of each row, with shared resamples."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise ValueError(f"values has shape {values.shape}: expected (A, N) finite numbers, N at least 1")
@@ -129,7 +129,7 @@ def all_pairs(
     *,
     draws: int = 10_000,  # of max |t|; p-values are multiples of 1 / draws
 ) -> dict[tuple[str, str], Interval]:
-    """Return simultaneous 95 % intervals of paired differences of means, by (one, other), first minus second.
+    """Return simultaneous 95 % intervals of paired mean differences, by (one, other), first minus second.
 
     P-values are corrected for all pairs; max |t| is simulated with a fixed seed.
     """
@@ -220,7 +220,7 @@ def crossed_parts(
     values: Sequence[NDArray[np.floating]],  # S arrays of (n_s,)
     user_index: Sequence[NDArray[np.integer]] | None = None,  # S arrays of (n_s,)
 ) -> CrossedParts:
-    """Return the mean of the seeds' means and the parts of its variance, from two seeds or more with two users each.
+    """Return the mean of the seeds' means and its variance's parts, from at least two seeds with two users each.
 
     `user_index` of a value is the same under every seed; None: the same users in the same order.
     """
@@ -242,7 +242,7 @@ def crossed_parts(
 
 
 def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
-    """Return the interval for other users and seeds; without variance it is the mean, and p is 1 for 0, else 0."""
+    """Return the interval for other users and seeds; without variance it is the mean, with p 1 for 0, else 0."""
     if not 0 < level < 1:
         raise ValueError(f"level {level}: expected a number between 0 and 1")
     variance = parts.seeds + max(0.0, parts.users - parts.rest)

@@ -4,7 +4,7 @@
     held out where u of (salt, "holdout") < holdout; else the arm in whose slice of the cumulated weights u falls
 
 The size of the holdout moves no user between arms. A user takes part where u(salt "/ramp", user) < share at that time:
-all arms ramp up together, so that no trend looks like an effect. Switches, lines of `PLAN.switches.jsonl`, are final:
+all arms ramp up together. Switches, lines of `PLAN.switches.jsonl`, are final:
 
     {"time": 1764547200.0, "share": 0.5}
     {"time": 1764550800.0, "stop": "new"}
@@ -37,7 +37,7 @@ class Switches(NamedTuple):
     stops: Mapping[str, float] = MappingProxyType({})  # time by arm
 
     def share(self, plan: Plan, moment: float) -> float:
-        """Return the share of users at a time: the plan's, or a larger one set by a switch."""
+        """Return the share of users at a time, the plan's or a switch's."""
         planned = plan.share(moment)
         made = [share for time, share in self.shares if time <= moment]
         return max([planned, *made]) if plan.begins <= moment < plan.ends else planned
@@ -53,7 +53,7 @@ def switches_path(plan: Path) -> Path:
 
 
 def read_switches(path: Path, plan: Plan) -> Switches:
-    """Read the switches of a plan, but no unfinished last line; `UserError` for an invalid one."""
+    """Read switches, but no unfinished last line; `UserError` for an invalid one."""
     file = switches_path(path)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
@@ -81,10 +81,10 @@ def read_switches(path: Path, plan: Plan) -> Switches:
 def add_switch(
     path: Path, plan: Plan, *, now: float, share: float | None = None, stop: str | None = None
 ) -> dict[str, Any]:
-    """Add a switch, durably: a larger `share` of the users, or an arm to `stop`, from `now` on, seconds since 1970.
+    """Add a switch, durably: a larger `share`, or an arm to `stop`, from `now` on, seconds since 1970.
 
-    Returns the line; of an arm stopped before, the earlier one. UserError unless one of both is given, for a share that
-    does not grow, an unknown arm, or a foreign file.
+    Returns the line; of a stopped arm, the earlier one. UserError unless one of both is given, for a share that does
+    not grow, an unknown arm, or a foreign file.
     """
     if (share is None) == (stop is None):
         raise UserError("give a share or an arm to stop, one at a time")
@@ -149,7 +149,7 @@ Reason = Literal["arm", "interleaved", "stopped", "held out", "outside"]
 
 
 class Assigned(NamedTuple):
-    """Arm that a user is served, and the reason; rows of logs call it `deal`."""
+    """A user's arm, and the reason; logs call it `deal`."""
 
     arm: str  # of the plan; the control for an interleaved list
     reason: Reason
@@ -162,7 +162,7 @@ def uniform(user: str, salt: str) -> float:
 
 
 def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float = 0.0) -> str | None:
-    """Return the arm of a user (id or keyed hash), or None if held out; `weights` by arm are positive."""
+    """Return the arm of a user (id or keyed hash), or None if held out; `weights` are positive."""
     if uniform(user, f"{salt}/holdout") < holdout:
         return None
     target, passed = uniform(user, salt) * sum(weights.values()), 0.0
@@ -174,14 +174,14 @@ def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float
 
 
 def assign_by(plan: Plan, user: str) -> str | None:
-    """Return the arm that a plan gives a user, or None if held out."""
+    """Return a user's arm in a plan, or None if held out."""
     return assign(
         user, salt=plan.salt, weights={name: arm.weight for name, arm in plan.arms.items()}, holdout=plan.holdout
     )
 
 
 def assign_at(plan: Plan, user: str, moment: float, switches: Switches) -> Assigned:
-    """Return the arm that a user (keyed hash) is served at a moment, seconds since 1970; no later switch counts."""
+    """Return the arm of a user (keyed hash) at a moment, seconds since 1970; no later switch counts."""
     if uniform(user, f"{plan.salt}/ramp") >= switches.share(plan, moment) or user in plan.exclude:
         return Assigned(plan.control, "outside")
     arm = assign_by(plan, user)

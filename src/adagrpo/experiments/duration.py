@@ -8,8 +8,8 @@ asymptotic confidence sequence, whose intervals are valid at all looks at once,
     C_t = mean_t ± SE_t sqrt(2 (t ρ² + 1) / (t ρ²) log(sqrt(t ρ² + 1) / α))
     ρ²  = (-2 log α + log(-2 log α + 1)) / t*                                   tightest near t = t*
 
-Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, arXiv 2103.06476, for independent observations. Here t counts answers and
-SE_t is over users; repeated visits make the sequence conservative.
+Waudby-Smith et al., arXiv 2103.06476, for independent observations. Here t counts answers and SE_t is over users;
+repeated visits make the sequence conservative.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adagrpo.experiments.units import Earlier, column_of
 
 
 def anytime_factor(seen: float, tightest: float, alpha: float) -> float:
-    """Return the half-width of the interval in standard errors, after `seen` answers, tightest at a number of them.
+    """Return the interval's half-width in standard errors, after `seen` answers, tightest at `tightest`.
 
     `alpha` is the share of experiments in which any interval misses.
     """
@@ -41,7 +41,7 @@ def tests_of(plan: Plan) -> int:
 
 
 def users_needed(variation: float, effect: float, shares: tuple[float, float], z: float) -> int:
-    """Return the users of the whole experiment, of whom control and treatment have shares.
+    """Return the users of the experiment, of whom control and treatment have shares.
 
     `variation` is deviation over mean, `effect` relative, `z` of test and power, summed.
     """
@@ -49,7 +49,7 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
 
 
 def duration(plan: Plan) -> list[dict[str, Any]]:
-    """Return users and days for each metric with an expected effect; `UserError` if it lacks a mean or deviation."""
+    """Return users and days by metric with an expected effect; `UserError` without a mean or deviation."""
     if not any(metric.expected for metric in plan.metrics.values()):
         raise UserError("metrics: none has `expected`; say which relative effect the experiment is made for")
     total = sum(arm.weight for arm in plan.arms.values())

@@ -80,7 +80,7 @@ class Effect(NamedTuple):
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
-    """Collect the aggregates of one arm from columns (N,) by name, one number per user."""
+    """Collect an arm's aggregates from columns (N,), one number per user."""
     names = sorted(columns)
     values = np.stack([columns[name] for name in names])
     covariance = np.atleast_2d(np.cov(values))
@@ -94,7 +94,7 @@ def aggregates(columns: Mapping[str, Floats]) -> Aggregates:
 
 
 def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect | None:
-    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`, from (N,) numbers of users by name.
+    """Estimate the effect on `sum`, or `sum` over `per`, adjusted for `before`, from (N,) numbers of users.
 
     None if undefined: fewer than two users, no variance, a zero, or overflow.
     """
@@ -158,7 +158,7 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
 def _linearised(
     control: Mapping[str, Floats], treatment: Mapping[str, Floats], explains: bool
 ) -> tuple[Floats, Floats]:
-    """Return one number per user, (N,) and (M,), whose means vary as the metric does."""
+    """Return numbers of users, (N,) and (M,), whose means vary as the metric does."""
     pooled = {name: np.concatenate([control[name], treatment[name]]) for name in control}
     numbers = pooled["sum"]
     if "per" in pooled:

@@ -4,7 +4,7 @@
     p_u            clicks of user u on the treatment's items, of u's clicks on either's
     preference     the mean of p_u over users who clicked; 1/2 where neither is preferred
 
-Radlinski, Kurup and Joachims, CIKM 2008. Coins are bits of HMAC-SHA256(salt, request id), so a retry is drafted alike.
+Radlinski et al., CIKM 2008. Coins are bits of HMAC-SHA256(salt, request id).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FEWEST = 30  # users who clicked; with fewer, the normal interval is too narrow
 
 
 def coins(salt: str, request_id: str) -> Iterator[bool]:
-    """Yield endless fair coins of a request: True lets the first arm pick first."""
+    """Yield a request's coins: True lets the first arm pick first."""
     block = 0
     while True:
         digest = hmac.new(salt.encode(), f"{request_id}/{block}".encode(), hashlib.sha256).digest()
@@ -47,7 +47,7 @@ def coins(salt: str, request_id: str) -> Iterator[bool]:
 def team_draft(
     first: Sequence[ItemT], second: Sequence[ItemT], count: int, flips: Iterator[bool]
 ) -> list[tuple[int, int]]:
-    """Return arm (0 or 1) and rank in its list for each rank of the joint list, at most `count`."""
+    """Return arm (0 or 1) and rank in its list for each of at most `count` joint ranks."""
     lists, nexts = (first, second), [0, 0]
     chosen: set[ItemT] = set()
     drafted: list[tuple[int, int]] = []
@@ -93,8 +93,7 @@ def analyse_interleaving(
 ) -> dict[str, Any]:
     """Analyse an experiment of kind `interleaving`; `UserError` if the log has no list of it.
 
-    JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts failed requests
-    too.
+    JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; failed requests are `without_list`.
     """
     (treatment,) = plan.treatments
     asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(

@@ -21,7 +21,7 @@ class LiveExperiment:
     """Assign users by a plan."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Read a plan; `UserError` if plan or switches are invalid, or the plan changed since its freeze."""
+        """Read a plan; `UserError` if plan or switches are invalid, or the frozen plan changed."""
         self.path, self.plan, self._clock = path, read_plan(path), clock
         self.name = self.plan.name
         self.frozen = read_frozen(path, self.plan) is not None
@@ -72,7 +72,7 @@ class LiveExperiment:
         return self.switches
 
     def _joined(self, found: Switches, before: Switches) -> Switches:
-        """Merge switches with earlier ones: none is revoked, and none is in the future."""
+        """Merge switches: none is revoked or in the future."""
         now = self._clock()
         shares = {*before.shares, *((min(time, now), share) for time, share in found.shares)}
         stops = {arm: min(time, now) for arm, time in found.stops.items()}

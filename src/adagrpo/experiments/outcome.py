@@ -183,7 +183,7 @@ def _columns(units: Units, arm: str, metric: PlannedMetric | Guardrail) -> Mappi
 
 
 def effects_of(plan: Plan, units: Units, stopped: Mapping[str, Stopped], shown: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one row per treatment and metric; `says` is better, worse, unclear, or nothing yet."""
+    """Return a row per treatment and metric; `says` is better, worse, unclear, or nothing yet."""
     alpha = plan.alpha / tests_of(plan)
     one_look = float(stats.norm.isf(alpha / 2))
     rows: list[dict[str, Any]] = []
@@ -252,7 +252,7 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
 def _without_interval(
     guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], one: float, strict: float
 ) -> str:
-    """Judge a guardrail without a relative effect; `one` and `strict` are errors for "within" and "beyond"."""
+    """Judge a guardrail without a relative effect; `one` and `strict` are the errors for "within" and "beyond"."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return "unclear"  # division by 0
@@ -275,7 +275,7 @@ def _without_interval(
 
 
 def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float, rate: float = 1.0) -> bool:
-    """Return whether the treatment significantly lost all, `rate` being the relative share of users with something."""
+    """Return whether the treatment significantly lost all; `rate` as in `_hardly_by_chance`."""
     users = min(len(control["sum"]), len(treatment["sum"]))
     if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return False  # nothing was shown
@@ -283,7 +283,7 @@ def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], re
 
 
 def _hardly_by_chance(some: Floats, nothing: Floats, reach: float, rate: float) -> bool:
-    """Return whether chance would hardly leave an arm nothing; `rate` is the relative share of users with something."""
+    """Return whether chance would hardly leave an arm nothing; `rate` is the relative share of users with some."""
     own = len(some) / (len(some) + max(rate, 0.0) * len(nothing))
     return bool(np.count_nonzero(some) * math.log(own) <= stats.norm.logsf(reach))
 

@@ -26,7 +26,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class PlannedArm(Section):
-    """One arm: its weight among the others, and what its users are served."""
+    """An arm's weight, and what its users are served."""
 
     weight: PositiveFloat = 1.0
     serves: Name  # an arm of a run
@@ -47,7 +47,7 @@ class RampStage(Section):
 
 
 class PlannedMetric(Section):
-    """A number per user, or a ratio of two; see `adagrpo.experiments.units` for the sums.
+    """A number per user, or a ratio of two, see `adagrpo.experiments.units`.
 
     `mean` and `deviation` are of the control arm: of a ratio, the ratio and its deviation by the delta method.
     """
@@ -68,7 +68,7 @@ class PlannedMetric(Section):
 
 
 class Guardrail(Section):
-    """A ratio that may get worse by less than `margin`, as a share of the control's."""
+    """A ratio that may get worse by less than the share `margin` of the control's."""
 
     sum: Name
     per: Name | None = None
@@ -183,7 +183,7 @@ def frozen_path(path: Path) -> Path:
 
 
 def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
-    """Write the hash of a plan and the time, or check them; `UserError` if plan, catalogue or file were changed."""
+    """Write a plan's hash and the time, or check them; `UserError` if plan, catalogue or file changed."""
     if (frozen := read_frozen(path, plan)) is not None:
         return frozen
     content = {"plan": hash_of(path, plan), "time": now.isoformat(timespec="seconds")}

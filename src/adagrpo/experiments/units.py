@@ -66,7 +66,7 @@ NO_EVENTS = pl.DataFrame(schema={USER: pl.String, "arm": pl.String, KIND: pl.Str
 
 
 class Units(NamedTuple):
-    """Users, and counts of what was left out, each event by its first cause."""
+    """Users, and counts of left-out events by first cause."""
 
     users: pl.DataFrame  # user_hash, arm, day, catalogue, `sum: NAME` of each sum, `before: NAME` of covariates
     answers: int
@@ -108,7 +108,7 @@ def users_of(
     until: float = math.inf,  # end of the window, seconds since 1970, at most the plan's
     since: float | None = None,  # its start; None: the plan's
 ) -> Units:
-    """Return the users that were shown something in the window of a plan; `UserError` if a metric cannot be had."""
+    """Return the users shown something in a plan's window; `UserError` if a metric cannot be had."""
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since
@@ -202,7 +202,7 @@ def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
 
 
 def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Earlier:
-    """Return `users_of` for the `days_before` covered days, with metrics whose mean or deviation is missing.
+    """Return `users_of` for the covered `days_before`, with metrics lacking mean or deviation.
 
     UserError if less than a day is covered, or feedback of a metric is missing.
     """

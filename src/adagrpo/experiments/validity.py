@@ -1,16 +1,16 @@
-"""What invalidates an experiment: unequal shares of users or of left-out feedback, and answers of another plan or key.
+"""What invalidates an experiment: unequal shares of users or of left-out feedback, and mismatched answers.
 
 Sample ratio test: Pearson's χ² of the counts of users against the weights of the arms. A user counts on the day and
-under the catalogue of the first answer, since an arm may change who returns. A p-value below .001, shared by the parts,
-invalidates the effects (Fabijan et al., KDD 2019). Left-out feedback is tested by permuting users, each with left out -
-share left out of both arms * events. The permutation test, also of skewed effects:
+under the catalogue of the first answer. A p-value below .001, shared by the parts, invalidates the effects (Fabijan et
+al., KDD 2019). Left-out feedback is tested by permuting users, each with left out - share left out of both arms *
+events. The permutation test, also of skewed effects:
 
     T     (mean of treatment - mean of control) / its standard error
     p     twice the share of T, the observed one included, at least as extreme on its side
     skew  m3 (1/n_t² - 1/n_c²) / (s² (1/n_t + 1/n_c))^(3/2): of the difference, 0 where the arms are equal in size
 
-Valid for means also under unequal distributions, since T is studentised (Chung & Romano, Annals of Statistics 2013).
-Mismatched answers are of another plan, of another user key, or of a router, which names no plan, before the freeze.
+Valid for means also under unequal distributions, since T is studentised (Chung & Romano 2013). Mismatched answers are
+of another plan, of another user key, or of a router, which names no plan, before the freeze.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Permutation(NamedTuple):
 
 
 def skew(control: Floats, treatment: Floats) -> float:
-    """Return the skewness of the difference of the means of (N,) and (M,) numbers under equal distributions."""
+    """Return the skewness of the difference of means of (N,) and (M,) numbers under equal distributions."""
     users = np.concatenate([control, treatment])
     n_c, n_t = len(control), len(treatment)
     sizes: float = (n_t**-2 - n_c**-2) / (1 / n_t + 1 / n_c) ** 1.5
@@ -56,7 +56,7 @@ def skew(control: Floats, treatment: Floats) -> float:
 
 
 def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
-    """Return the two-sided p-value of (N,) and (M,) numbers by counting draws; a normal one above `level` as it is."""
+    """Return the two-sided p-value of (N,) and (M,) numbers by counting draws, or a normal one above `level`."""
     users = np.concatenate([control, treatment])
     if min(len(control), len(treatment)) < 2 or np.ptp(users) <= EQUAL:
         return 1.0
@@ -76,7 +76,7 @@ def counted_p_value(control: Floats, treatment: Floats, level: float) -> float:
 
 
 def permutation(control: Floats, treatment: Floats, draws: int = DRAWS) -> Permutation:
-    """Draw the permutation distribution of T of (N,) and (M,) numbers, not all the same, N and M at least 2."""
+    """Draw the permutation distribution of T of (N,) and (M,) numbers that differ, N and M at least 2."""
     users = np.concatenate([control, treatment])
     generator = np.random.default_rng(0)
     users = generator.permutation((users - users.mean()) / users.std())
@@ -165,7 +165,7 @@ class LeftOut(NamedTuple):
 
 
 def check_left_out(events: pl.DataFrame, control: str, treatment: str, tests: int) -> list[LeftOut]:
-    """Test for each kind of `Units.events` that both arms leave out the same share; `tests` share `LEVEL`."""
+    """Test by kind of `Units.events` that both arms leave out the same share; `tests` share `LEVEL`."""
     level = LEVEL / tests
     checks = []
     pair = events.filter(pl.col("arm").is_in([control, treatment]))
@@ -189,7 +189,7 @@ class MismatchedRows(NamedTuple):
 
 
 def mismatched_rows(plan: Plan, digest: str, frozen: float, exposures: pl.DataFrame) -> list[MismatchedRows]:
-    """Return the invalidating answers in the window of a plan, by its hash, frozen at a time (seconds since 1970)."""
+    """Return the invalidating answers in a plan's window; `frozen` is in seconds since 1970."""
     window = exposures.with_row_index("number").filter(
         (pl.col("time") >= plan.begins) & (pl.col("time") < plan.ends) & pl.col("user_hash").is_not_null()
     )

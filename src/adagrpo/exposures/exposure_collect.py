@@ -40,7 +40,7 @@ class Collected:
 
 
 def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
-    """Collect new rows of files, parts, folders of such, and whole logs into a log; `UserError` if one is missing."""
+    """Collect new rows of files, parts, folders and logs into a log; `UserError` if one is missing."""
     total = Collected()
     for database in sorted({file for source in sources for file in source.rglob(OPEN)}):
         if database.parent.resolve() != directory.resolve():
@@ -82,7 +82,7 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
 
 
 def _left_open(database: Path) -> list[str]:
-    """Put rows in no part into one; return why any stay out."""
+    """Put open rows into a part; return why any stay out."""
     try:
         close_part(database.parent)
     except UserError as error:

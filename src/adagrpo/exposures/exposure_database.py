@@ -1,7 +1,6 @@
 """Rows of the exposure log in SQLite, in write-ahead mode and synced at each commit.
 
-A part holds the row numbers after those of the part before; numbers only grow. `seal` is a hash of a row of `parts`,
-since an edited one could leave rows out.
+A part holds the row numbers after those of the part before; numbers only grow. `seal` is a hash of a row of `parts`.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Span(NamedTuple):
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Open or create the database, for one thread at a time; `UserError` if the folder holds a link."""
+    """Open or create the database, for one thread at a time; `UserError` for a link."""
     path = directory / OPEN
     links = [one for one in sorted(directory.iterdir()) if one.is_symlink()]
     if links:
@@ -82,7 +81,7 @@ def connect(directory: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the block as one durable transaction; begins by polling, as SQLite's 0.1 s let busy writers starve others."""
+    """Run the block as one durable transaction."""
     until = time.monotonic() + BUSY_SECONDS
     connection.execute("PRAGMA busy_timeout = 0")
     try:
@@ -108,7 +107,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def insert_exposures(
     connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str], together: Sequence[int]
 ) -> list[Exposure]:
-    """Insert rows with new request ids, see `ExposureSink.write`; an invalid row on record is replaced."""
+    """Insert rows with new request ids, see `ExposureSink.write`; invalid ones on record are replaced."""
     known = _known(connection, [row.request_id for row in rows])
     new, pairs = [], zip(rows, texts, strict=True)
     for count in together:
@@ -123,7 +122,7 @@ def insert_exposures(
 
 
 def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) -> list[Outcome]:
-    """Insert new feedback, also if its exposure is unknown, as that may be in an old part."""
+    """Insert new feedback, also if its exposure is unknown."""
     known = _known(connection, [row.request_id for row in rows])
     shown = {(name, str(item)) for name, row in known.items() for item in row.slate}
     insert = "INSERT OR IGNORE INTO feedback (request_id, item, kind, time, value) VALUES (?, ?, ?, ?, ?)"
@@ -138,7 +137,7 @@ def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) ->
 
 
 def check_parts(connection: sqlite3.Connection, directory: Path) -> None:
-    """Check the rows of table `parts` against their seals; `UserError` if one was changed."""
+    """Check the seals of table `parts`; `UserError` if a row was changed."""
     for number, exposures, feedback, published, seal in connection.execute(
         "SELECT number, last_exposure, last_feedback, published, seal FROM parts ORDER BY number"
     ):
@@ -174,7 +173,7 @@ def unpublished(connection: sqlite3.Connection) -> Span | None:
 
 
 def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
-    """Assign all rows in no part to a new one, numbered above `after`; None if there are none."""
+    """Assign open rows to a part numbered above `after`; None without any."""
     with transaction(connection):
         part, exposures, feedback = connection.execute(LAST).fetchone()
         newest = [

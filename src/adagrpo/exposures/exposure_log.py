@@ -22,16 +22,16 @@ RequestId = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # SQLite
 
 
 class SinkFailed(RuntimeError):
-    """Raised with the disk's error when rows could not be made durable."""
+    """Rows could not be made durable, with the disk's error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Exposure:
-    """One answer: the list as it was shown, best first; `ValueError` for an invalid value, or fields that disagree.
+    """An answer, best first; `ValueError` for an invalid value, or fields that disagree.
 
     Of a sampled list, given that its request samples, `log_propensities` are the log-probabilities (nats) of each item
-    given those above; their sum is that of the list. `log_inclusions` are those of being in the list at all, given the
-    threshold of the draw; the inverse probability is an unbiased weight. Both are None for other lists.
+    given those above, `log_inclusions` those of being in the list at all, given the threshold of the draw; the inverse
+    probability is an unbiased weight. Both are None for other lists.
     """
 
     request_id: RequestId
@@ -73,7 +73,7 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Feedback:
-    """One action of a user on an item of a list; the first per request, item and kind counts."""
+    """A user's action on an item; the first per request, item and kind counts."""
 
     request_id: RequestId
     item: ItemId
@@ -96,11 +96,10 @@ class ExposureSink(Protocol):
     """Destination of exposures and feedback; its methods are thread-safe."""
 
     def write(self, rows: Sequence[Exposure], together: Sequence[int] | None = None) -> list[Exposure]:
-        """Log rows of answers not yet sent, durable once this returns; after `SinkFailed`, none of them may be sent.
+        """Log rows of answers not yet sent, durable on return; after `SinkFailed`, none may be sent.
 
         `together` are the rows per request body, in order; None: one each. A body with a request id of another request
-        (`same_request`) is not written. Returns the row on record under each request id: itself, or an earlier one,
-        which answers a retry.
+        (`same_request`) is not written. Returns the row on record under each request id, for a retry an earlier one.
         """
 
     def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
@@ -111,7 +110,7 @@ class ExposureSink(Protocol):
 
 
 def same_request(one: Exposure, other: Exposure) -> bool:
-    """Return whether two rows have the same user, history, length and filters."""
+    """Return whether two rows have one user, history, length and filters."""
     return (one.user_hash, one.history_hash) == (other.user_hash, other.history_hash)
 
 

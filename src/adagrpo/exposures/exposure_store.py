@@ -81,7 +81,7 @@ class LocalExposureLog:
     def __init__(
         self, directory: Path, *, rotate_rows: int = 50_000, rotate_seconds: float = 3600.0, kept_rows: int = 200_000
     ) -> None:
-        """Open or create the log; `UserError` for a folder that holds something else, is damaged, or not writable.
+        """Open or create the log; `UserError` for a foreign, damaged, or unwritable folder.
 
         A part is made after so many rows of this process or seconds; `kept_rows` of each kind then stay in SQLite.
         """
@@ -145,11 +145,11 @@ class LocalExposureLog:
 def rotate(
     directory: Path, *, kept_rows: int = 200_000, rest_seconds: float = 0.0, patience: float | None = None
 ) -> list[int]:
-    """Finish a part that was begun, then make one of all other rows; return the numbers of the parts.
+    """Finish a begun part, then make one of all other rows; return their numbers.
 
-    Services may be writing; for their threads it rests every few rows. `kept_rows` of each kind stay in the database.
-    While another process makes a part it waits for `patience` seconds; None: it leaves the rows to it. UserError for a
-    damaged part, an unwritable folder, or `patience` exceeded; sqlite3.Error for a damaged or full database.
+    Services may be writing. `kept_rows` of each kind stay in the database. It waits `patience` seconds for another
+    process; None: it leaves the rows to it. UserError for a damaged part, an unwritable folder, or `patience` exceeded;
+    sqlite3.Error for a damaged or full database.
     """
     until = time.monotonic() + (patience or 0.0)
     while True:
@@ -174,7 +174,7 @@ def rotate(
 
 
 def close_part(directory: Path) -> None:
-    """Put rows that are in no part into one, for a reader."""
+    """Put rows in no part into one."""
     try:
         rotate(directory, patience=PATIENCE)  # a part being made has the wanted rows
     except (OSError, sqlite3.Error) as error:
@@ -189,7 +189,7 @@ def parts_of(directory: Path, through: int | None = None) -> list[Path]:
 
 
 def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return exposures and feedback of parts, in order; `UserError` for a damaged part, or one of another version."""
+    """Return exposures and feedback of parts, in order; `UserError` for a damaged or other version's part."""
     for part in parts:
         verify(part, REMEDY)
     exposures = [_read_table(part / "exposures.parquet", EXPOSURE_SCHEMA) for part in parts]
@@ -204,7 +204,7 @@ def refused_rows(parts: Sequence[Path]) -> list[str]:
 
 
 def locate_row(parts: Sequence[Path], number: int) -> str:
-    """Return file and row, counted from 1, of a row that `read_parts` returns."""
+    """Return file and row, from 1, of a row of `read_parts`."""
     for part in parts:
         file = part / "exposures.parquet"
         rows = int(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item())

@@ -30,7 +30,7 @@ class UserHash:
         return self._digest(str(user).encode())[:32]
 
     def of_history(self, items: Sequence[int | str], fields: Mapping[str, object] | None = None) -> str:
-        """Return 16 hexadecimal digits of a history and the request's other fields."""
+        """Return 16 hexadecimal digits of a history and other fields."""
         rest = json.dumps(fields) if fields else ""
         return self._digest(b"\0history" + json.dumps([str(item) for item in items]).encode() + rest.encode())[:16]
 
@@ -39,7 +39,7 @@ class UserHash:
 
 
 def read_key(file: Path | None) -> UserHash:
-    """Read the key of a file, created if missing, or the environment, else make one; UserError if short or unsafe."""
+    """Read the key from a file, created if missing, or the environment, else make one; UserError if short or unsafe."""
     if file is None:
         given = os.environ.get(VARIABLE)
         if given is not None and len(given.encode()) < SHORTEST:
@@ -59,7 +59,7 @@ def read_key(file: Path | None) -> UserHash:
 
 
 def _make_key(file: Path) -> None:
-    """Write a new key; the file gets its name last, so that no process reads it empty."""
+    """Write a new key; no process reads it empty."""
     work = temporary(file)
     try:
         with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:

@@ -6,7 +6,7 @@
 
 GRPO: Shao et al. 2024, arXiv 2402.03300. Log-probabilities are those of the distribution that was sampled, with its
 constraint and temperature. Codes that name no item stay in the group as item -1. Of several processes each draws and
-scores some rows, and all end up with every row: negatives, the gate and logged means are the same in all.
+scores some rows, and all end up with every row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Division(Protocol):
     """Assigns the rows of a step to processes."""
 
     def complete_(self, wholes: Sequence[Tensor], compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        """Fill tensors whose first dimension is the rows of a step, zeros before, with the results of all processes.
+        """Fill tensors of a step's rows, zeros before, with the results of all processes.
 
         `compute` returns the parts at the given rows, at least one; its exceptions are raised in all processes.
         """
@@ -38,7 +38,7 @@ class Division(Protocol):
 def by_rows(
     division: Division | None, wholes: Sequence[Tensor], compute: Callable[[Tensor | None], Sequence[Tensor]]
 ) -> Sequence[Tensor]:
-    """Compute a function for all rows of a step, each process its own rows; None where one process has all rows.
+    """Compute a function for a step's rows, each process its own; None where one process has all.
 
     `wholes` are zeros with the shapes and dtypes of the result.
     """
@@ -72,7 +72,7 @@ def draw_groups(
 ) -> DrawnGroups:
     """Draw one group per sample; each history is encoded once.
 
-    ValueError if a logged item to be scored under a constrained distribution is delisted.
+    ValueError if a logged item is delisted under a constrained distribution.
     """
     logged = bool((targets >= 0).all())
     codes = catalog.codes[targets] if logged else None
@@ -134,7 +134,7 @@ def score_codes(
     catalog: Catalog,
     options: ObjectiveConfig,
 ) -> Tensor:  # (B, G, L)
-    """Return log-probabilities of codes under the distribution that the options draw rollouts from."""
+    """Return log-probabilities of codes under the distribution of the rollouts."""
     if options.rollout == "beam":
         return score_sequences(policy, context, codes)
     trie = catalog.trie if options.constrained else None
@@ -150,7 +150,7 @@ def draw_rollouts(
     temperature: float = 1.0,
     constrained: bool = False,
 ) -> Rollouts:
-    """Draw `G` rollouts per sample; if constrained, codes of the trie alone, with the probabilities of that.
+    """Draw `G` rollouts per sample; if constrained, of the trie alone, with its probabilities.
 
     ValueError or DeadEnd: see `adagrpo.decoding.sample`.
     """
@@ -164,8 +164,8 @@ def beam_rollouts(
 ) -> Rollouts:
     """Return the policy's own `G` most probable Semantic IDs, best first, as the group.
 
-    These are not samples: a mean over them is a **biased** estimate of the expectation over the policy. `log_probs` are
-    unconstrained, at temperature 1. With fewer than `G` sequences, the rest have item -1 and codes 0.
+    A mean over them is a **biased** estimate. `log_probs` are unconstrained, at temperature 1. With fewer than `G`
+    sequences, the rest have item -1 and codes 0.
     """
     beams = beam_search(policy, context, group_size, trie=trie if constrained else None)
     codes = beams.codes.clamp(min=0)
@@ -183,7 +183,7 @@ def inject_target(
     target_codes: Tensor,  # (B, L)
     target_log_probs: Tensor,  # (B, L) under the distribution that the rollouts were drawn from
 ) -> Rollouts:
-    """Replace the last rollout of each group that lacks the logged item with it."""
+    """Put the logged item in the last rollout of groups that lack it."""
     samples, group, levels = rollouts.codes.shape
     if targets.shape != (samples,):
         raise ValueError(f"targets must be ({samples},), got {tuple(targets.shape)}")

@@ -3,7 +3,7 @@
 Difficulty is of the rollouts before an injected logged item. At the ends of histories a gate that needs the logged item
 admits all groups that are not degenerate.
 
-All run without gradients or state; the running standard deviation of rewards is passed in and returned.
+All run without gradients or state.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from adagrpo.types import Histories, Rollouts
 def gather_evidence(
     groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, running_std: Tensor
 ) -> Evidence:
-    """Compute every diagnostic of every group, given the running standard deviation of rewards, a scalar."""
+    """Compute every diagnostic of every group; `running_std` is a scalar."""
     items, targets = groups.rollouts.items, groups.targets
     degenerate = degenerate_groups(
         rewards.rollouts, items, running_std=running_std, relative_floor=options.reward_floor
@@ -67,7 +67,7 @@ def gather_evidence(
 
 
 def update_running_std(before: float, rewards: Tensor) -> float:
-    """Update the running standard deviation of rewards, an exponential average with decay 0.9, by (N,) valid ones.
+    """Update the running standard deviation, an exponential average with decay 0.9, by (N,) valid rewards.
 
     Before the first step it is 0; fewer than two rewards change nothing.
     """
@@ -93,7 +93,7 @@ def apply_gate(
     *,
     true_utility: TrueUtility | None = None,
 ) -> GateDecision:
-    """Return the decision of a gate on evidence by the actual rewards, `own`, or by shuffled ones, `permuted`."""
+    """Return a gate's decision on evidence by actual rewards (`own`) or shuffled ones (`permuted`)."""
     gate = GATES[name]
     if groups.target_codes is None and gate.reads_logged_item:
         return all_gate(own.degenerate)
@@ -117,7 +117,7 @@ def gate_by_evidence(
     uniforms: Tensor | None = None,  # (B,)
     agreement: Tensor | None = None,  # (B,)
 ) -> GateDecision:
-    """Return the decision of a gate from evidence alone, of shuffled rewards if it shuffles them.
+    """Return the decision of a gate from evidence, of shuffled rewards if it shuffles them.
 
     ValueError if an input of the gate is missing.
     """

@@ -26,7 +26,7 @@ def in_batch_negatives(
     uniforms: Tensor,  # (B, B) in [0, 1), column `j` for the `j`-th distinct target; the `M` lowest eligible ones win
     count: int,
 ) -> Tensor:  # (B, M) int64, -1 where too few are eligible
-    """Draw `M` negatives per sample uniformly, without replacement, from the distinct targets of the batch."""
+    """Draw `M` negatives per sample uniformly, without replacement, from the batch's distinct targets."""
     samples = len(targets)
     if uniforms.shape != (samples, samples):
         raise ValueError(f"uniforms must be ({samples}, {samples}), got {tuple(uniforms.shape)}")
@@ -72,7 +72,7 @@ def _check_drawn(targets: Tensor, histories: Histories, count: int) -> None:
 
 
 def _barred(distinct: Tensor, targets: Tensor, histories: Histories) -> Tensor:  # distinct (D,) ascending, targets (B,)
-    """(B, D) bool: items that are a sample's own target or in its history."""
+    """(B, D) bool: a sample's own target or history."""
     size = len(distinct)
     own = torch.cat([histories.items, targets.unsqueeze(1)], dim=1)  # (B, T + 1)
     real = torch.arange(own.shape[1], device=own.device) < histories.lengths.unsqueeze(1)
@@ -86,14 +86,13 @@ def _barred(distinct: Tensor, targets: Tensor, histories: Histories) -> Tensor: 
 
 
 def _lowest(distinct: Tensor, priority: Tensor, count: int) -> Tensor:  # distinct (D,), priority (B, D)
-    """(B, count) int64: the items of the lowest finite priorities, then -1."""
     drawn = priority.topk(min(count, len(distinct)), largest=False)
     items = distinct[drawn.indices].masked_fill(drawn.values.isinf(), -1)
     return torch.nn.functional.pad(items, (0, count - items.shape[1]), value=-1)
 
 
 class Candidates(NamedTuple):
-    """The distinct items to score in each row, and the slot of each one's score."""
+    """Distinct items to score by row, and the slots of scores."""
 
     items: Tensor  # (B, N) int64, distinct within a row and ascending, then -1 as padding
     target: Tensor  # (B,) int64, slot of the target
@@ -191,7 +190,7 @@ def distinct_candidates(targets: Tensor, rollout_items: Tensor, negatives: Tenso
 
 
 def constant_share(candidates: Candidates, scores: Tensor) -> float:
-    """Return the share of rows with two or more candidates whose scores are all equal; 0 without such rows."""
+    """Return the share of rows with two or more candidates whose scores are equal; 0 without any."""
     _check_scores(candidates, scores)
     real = candidates.items >= 0
     several = real.sum(1) > 1
@@ -220,7 +219,7 @@ def read_rewards(candidates: Candidates, scores: Tensor) -> GroupRewards:  # sco
 
 # scores and uniforms (B, N) -> (B, N)
 def shuffled(candidates: Candidates, scores: Tensor, uniforms: Tensor) -> Tensor:
-    """Permute the scores among the distinct candidates of each row; padding stays in place."""
+    """Permute scores among each row's candidates; padding stays."""
     _check_scores(candidates, scores)
     if uniforms.shape != scores.shape:
         raise ValueError(f"uniforms must be {tuple(scores.shape)}, got {tuple(uniforms.shape)}")

@@ -42,7 +42,7 @@ def answer(
     explain: bool = False,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """Return the first `k` items for each history, in the ids of the logs.
+    """Return the first `k` items for each history, in ids of the logs.
 
     Args:
         histories: item ids, oldest first; without a known id the list is empty, unless `popular`.
@@ -50,15 +50,11 @@ def answer(
         baskets: number of the basket of each item, ascending; None: items of one time are one.
         days: since 1970, of each item; None: unknown.
         now: days since 1970; None: the time of each history's last item.
-        users: whose each history is; None: unknown.
         time: seconds since 1970, for a reward that asks; None: unknown.
         narrowing: from `Recommender.narrow`, for all lists.
-        popular: list popular items for a history without a known id.
-        explain: give the reasons of each item.
-        report: called with histories done.
 
     Raises:
-        UserError: `k` exceeds the beam width, or `exclude` does not match the histories.
+        UserError: `k` exceeds the beam width, or `exclude` does not match.
     """
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")

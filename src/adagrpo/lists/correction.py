@@ -27,12 +27,12 @@ HEAD = 5.0  # added to a rank before its logarithm
 
 
 class CaseDropout(nn.Module):
-    """Dropout of the same units of all candidates (B, N, W) of a case, so that one network orders a list."""
+    """Dropout of the same units for all candidates (B, N, W) of a case."""
 
     generator: torch.Generator | None = None  # of a fit's own draws
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the values, in training with units at 0 and the others enlarged."""
+        """Return the values, in training after dropout."""
         if not self.training:
             return values
         shape = (len(values), 1, values.shape[-1])
@@ -83,7 +83,7 @@ class ChoiceTensors(NamedTuple):
 
 
 def inputs_of(features: Tensor, there: Tensor) -> Tensor:
-    """Return the (B, N, 3F) inputs `z`, before standardising, of features (B, N, F); 0 where there is no item."""
+    """Return (B, N, 3F) inputs `z`, not standardised, of features (B, N, F); 0 without an item."""
     present = there.unsqueeze(-1)
     values = features.masked_fill(~present, 0.0)
     means = values.sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
@@ -95,12 +95,12 @@ def inputs_of(features: Tensor, there: Tensor) -> Tensor:
 
 
 def most_epochs(cases: int) -> int:
-    """Return how many epochs are tried on `cases` choices; 0 where they are too few for a network."""
+    """Return how many epochs are tried; 0 for too few cases."""
     return 0 if cases < BATCH else min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS * BATCH / cases)))
 
 
 def fit_correction(cases: ChoiceTensors, scores: Tensor, epochs: int, seed: int) -> Iterator[Correction]:
-    """Fit the network to `N` choices on top of weighted sums (N, C); yield it in evaluation mode after each epoch."""
+    """Fit the network on top of weighted sums (N, C); yield it in evaluation mode after each epoch."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)

@@ -23,7 +23,7 @@ MOST_ITEMS = 20_000  # a dense matrix of so many items and its inverse take 3.2 
 
 
 def item_weights(training: Ragged, num_items: int, *, penalty: float = PENALTY, kept: int = KEPT) -> sparse.csr_array:
-    """Return `B`, (V, V) float32, with the `kept` largest absolute weights per row; over `MOST_ITEMS` items, empty."""
+    """Return `B`, (V, V) float32, the `kept` largest absolute weights per row; empty over `MOST_ITEMS` items."""
     if num_items > MOST_ITEMS:
         return sparse.csr_array(sparse.eye_array(num_items, dtype=np.float32) * 0)
     user_items = users_of_items(training, num_items)

@@ -4,8 +4,7 @@
     exclude   no item that matches any column
 
 A filter is `{"category": ["toys", "games"], "in_stock": true}`; the column `item_id`, or a plain list of ids, names
-single items. Unknown ids are ignored; unknown columns or values are errors. The masks of one catalogue are cached, the
-least recently used evicted first.
+single items. Unknown ids are ignored; unknown columns or values are errors.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Eligibility:
         """Resolve a request's filters; None includes everything and excludes nothing.
 
         Raises:
-            UserError: a malformed filter, or an unknown column or value.
+            UserError: a malformed filter, or unknown column or value.
         """
         wanted, unwanted = (
             (None if include is None else _columns("include", include)),
@@ -103,7 +102,7 @@ class Eligibility:
         return Narrowing((), None if mask.count == count else mask, mask.count)
 
     def matching(self, given: Filter, field: str) -> NDArray[np.bool_]:  # (V,)
-        """Return the items that match every column of a filter; `field` is its name in messages."""
+        """Return the items that match every column of a filter, called `field` in messages."""
         kept = np.ones_like(self._listed)
         for name, values in _columns(field, given).items():
             kept &= self._matching(field, name, values)

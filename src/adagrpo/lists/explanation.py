@@ -85,7 +85,6 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
 
     Args:
         items: of the answer to the query, best first.
-        source: what made the list.
 
     Returns:
         JSON-able: `sources` that proposed it; `features`, each one's part of the score less its mean over `items`, the

@@ -3,7 +3,7 @@
     a request is sampled if   u(seed, request id) < share,   u uniform on [0, 1)
     its list                  k items without replacement, see `adagrpo.decoding.drawn_lists`
 
-Lists are reproducible from the log; sampling does not depend on user and history.
+Lists are reproducible from the log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Exploration(NamedTuple):
     seed: int = 0
 
     def of(self, query: Query, request_id: str) -> Query:
-        """Return the query, with temperature and seed if its list is sampled."""
+        """Return the query, with temperature and seed if sampled."""
         digest = hashlib.sha256(f"{self.seed}\n{request_id}".encode()).digest()
         if int.from_bytes(digest[:8], "big") >= self.share * 2**64:
             return query

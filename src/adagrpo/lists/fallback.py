@@ -28,7 +28,7 @@ AT_ONCE = 4  # calls that may hang at a time; beyond that none is begun
 
 
 class CircuitBreaker:
-    """A `Reward`; if the guarded one fails, scores are 0 and `failed` is set."""
+    """A `Reward`; if the guarded one fails, scores are 0, and `failed` is set."""
 
     def __init__(
         self,

@@ -100,7 +100,7 @@ class _Linear:
     def cross_fitted(
         self, shrinkages: Sequence[float], report: Callable[[int, int], None] = lambda done, total: None
     ) -> _CrossFitted:
-        """Fit without each fold, by the shrinkage with the highest held-out likelihood."""
+        """Fit without each fold, by the shrinkage of highest held-out likelihood."""
         by_fold = []
         for fold in range(FOLDS):
             report(fold, FITS)
@@ -113,7 +113,6 @@ class _Linear:
         return max(found, key=lambda one: (float(one.likelihoods.sum()), one.shrinkage))
 
     def likelihoods(self, scores: Floats, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
-        """Return log-likelihoods of the answered cases of some rows, whose scores are given."""
         kept, weights = self.answered[rows], self.choices.case_weights[rows]
         return np.asarray(_log_shares(scores[kept], self.chosen[rows][kept]) * weights[kept])
 
@@ -129,8 +128,8 @@ def fit_weights(
 ) -> Fit:
     """Fit weights of features `used`, of all `names`; `report` gets fits done and in all.
 
-    Those of `used` that are `optional` stay where, added alone to the others, they raise the held-out log-likelihood by
-    more than its standard error.
+    Features of `optional` stay if, added alone to the others, they raise the held-out log-likelihood by more than its
+    standard error.
     """
     everyone = np.ones(len(choices.users), np.bool_)
     linear = _Linear(choices, names, [name for name in used if name not in optional], seed)

@@ -5,9 +5,9 @@
 Candidates are the policy's beam and the best items of item-kNN and the sequential ranker; features are the policy's
 log-probability, the reward or its members, and the sources' scores. `σ_f` is a feature's within-list standard
 deviation, `g` a small network (`adagrpo.lists.correction`) or 0. Weights are fitted on validation choices
-(`adagrpo.lists.fit_fusion`), also without the reward, in case it fails.
+(`adagrpo.lists.fit_fusion`), also without the reward.
 
-Linear combination of retrieval scores: Fox and Shaw (TREC 1993), Vogt and Cottrell (Information Retrieval 1999).
+Linear combination of retrieval scores: Fox and Shaw (1993), Vogt and Cottrell (1999).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Fusion:
 
     @torch.no_grad()
     def propose(self, histories: Histories, closed: Tensor) -> Proposals:
-        """Collect the sources' scores and best items, without those True in `closed` (B, V)."""
+        """Collect the sources' scores and best items, without `closed` (B, V)."""
         # many small operations, faster in inference mode
         with torch.inference_mode():
             found = {name: source.scores(histories) for name, source in self.sources.items()}
@@ -142,7 +142,6 @@ class Fusion:
 
         Args:
             found: (B, V) scores of each source, by name.
-            reward: required if the fusion has reward features.
         """
         there = items.clamp(min=0)
         columns = [log_probs]
@@ -159,7 +158,7 @@ class Fusion:
         return Candidates(items, features, rewarded=not self.rewards or answer is not None)
 
     def scores(self, candidates: Candidates) -> Tensor:
-        """Return (B, N) fused scores, -inf for no item; without a reward that failed."""
+        """Return (B, N) scores, -inf for no item; without a failed reward."""
         assert self.fitted is not None, "the weights are fitted first"
         weights = self.fitted.whole if candidates.rewarded else self.fitted.without_reward
         return weights.scores(candidates, self.features)

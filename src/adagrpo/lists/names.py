@@ -45,7 +45,7 @@ def parse_list(name: str) -> ListName:
 
 
 def reward_number(order: str) -> int | None:
-    """Return which reward orders a list alone, from 1; 0: the whole reward, None: no list of one.
+    """Return which reward orders a list alone, from 1; 0: the whole reward, None: no reward alone.
 
     >>> reward_number("reward-2"), reward_number("reward"), reward_number("rerank")
     (2, 0, None)

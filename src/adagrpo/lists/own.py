@@ -1,4 +1,4 @@
-"""A user's own items: what was had before, from two lines of SQL to the time since and the typical gap.
+"""A user's own items: how often, how lately and how regularly they were had.
 
     own         number of baskets with the item; ties: the more recent, then the more popular; then items never had
     own_recent  Σ_b γ^b over the baskets with it, b baskets ago
@@ -33,7 +33,7 @@ class OwnItems:
         self._popular = torch.from_numpy(order / max(1, len(popularity)))  # (V,) in [0, 1), no two alike
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) float64 counts, with a fraction for ties, no two alike; negative for items never had."""
+        """Return (B, V) float64 counts plus fractions for ties, no two alike; negative for items never had."""
         past, size = past_of(histories), len(self._popular)
         counts = _summed(past, torch.ones_like(past.days), size).double()
         newest = _greatest(past, 0.5 / (1.0 + past.baskets), size).double()
@@ -76,7 +76,7 @@ class OwnSince(OwnRecent):
 
 
 class OwnDue(OwnSince):
-    """Whether as much time has passed as usual between two purchases of an item."""
+    """Whether as much time has passed as usual."""
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) values in (0, 1]; 0 for items had once or never, or at unknown times."""
@@ -92,7 +92,7 @@ class OwnDue(OwnSince):
 
 
 def past_of(histories: Histories) -> Past:
-    """Return the whole past, or what the policy sees, each item a basket of its own at an unknown time."""
+    """Return the whole past, or what the policy sees, each item a basket at an unknown time."""
     if histories.past is not None:
         return histories.past
     there = torch.arange(histories.items.shape[1], device=histories.items.device) < histories.lengths[:, None]

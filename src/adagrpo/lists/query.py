@@ -88,8 +88,7 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
     """Return the past of `B` queries.
 
     Args:
-        grouped: baskets are known; items of a query without them are one each. Otherwise all are, at unknown times, as
-            when the run was evaluated.
+        grouped: baskets are known; items of a query without them are one each. Otherwise all are, at unknown times.
     """
     longest = max(len(query.history) for query in queries)
     items = np.full((len(queries), longest), -1, np.int64)
@@ -110,7 +109,7 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
 
 
 def by_item_within(query: Query) -> Query:
-    """Return the query with the items of each known basket in the order of their numbers, as histories are prepared.
+    """Return the query with each known basket in the order of item numbers, as in prepared histories.
 
     Example:
         >>> by_item_within(Query([5, 3, 4], baskets=[0, 0, 1])).history

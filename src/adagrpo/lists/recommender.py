@@ -1,4 +1,4 @@
-"""Recommendations of a policy by constrained beam search, in the ids of the logs.
+"""Lists of a policy by constrained beam search, in ids of the logs.
 
 Lists equal those of evaluation, ordered by the policy, by `log-probability + w · reward`, as a fused list
 (`adagrpo.lists.fusion`), or by a source or the reward alone. Without a history they hold the most popular training
@@ -57,8 +57,6 @@ MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
 class _Beam(NamedTuple):
-    """The policy's beam for `B` histories, and its log-probabilities of `P` other items."""
-
     items: Tensor  # (B, W) int64, best first, -1 behind the last one
     scores: Tensor  # (B, W) log-probabilities
     others: Tensor | None  # (B, P) log-probabilities
@@ -93,17 +91,14 @@ class Recommender:
 
         Args:
             width: of the beam, the maximum length of a list.
-            max_history: number of last items that the policy sees.
             exclude_history: leave out the whole history, unless a query overrides it.
             precision: as requested; the attribute is the one in use.
             reward: re-ranks the beam, scores candidates of `fusion`, or orders all items.
             reward_weight: in units of `within_list_std`, the reward's.
-            fusion: with fitted weights.
             alone: a source that makes the lists without the policy.
             reward_alone: order all items by the reward, or by the policy if it fails.
             popularity: (V,) training interactions; None: a query without a history gets an empty list.
             groups: called when a filter first needs them; None: none.
-            texts: returns the text of each item, or nothing.
             past: whether sources that read a user's whole past know baskets; None: none reads it.
         """
         self._precision: Precision = precision
@@ -167,14 +162,14 @@ class Recommender:
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
-        """Return the lists of `B` queries, of at most `width` items, under the rules if there are some."""
+        """Return the lists of `B` queries, of at most `width` items, under any rules."""
         if self.rules is None or isinstance(self.alone, StoredLists):  # what users get today stays as it is
             return self._without_rules(queries)
         queries = [self.rules.narrow(query) for query in queries]
         return [*map(self._under_rules, queries, self._without_rules(queries))]
 
     def _under_rules(self, query: Query, found: Recommendations) -> Recommendations:
-        """Return a list of a narrowed query in the order of the rules; a pin that was not found has the score NaN."""
+        """Return a list in the order of the rules; a pin that was not found scores NaN."""
         assert self.rules is not None, "there are rules"
         if found.source == "sampled":
             return found
@@ -193,7 +188,7 @@ class Recommender:
         return may_hold
 
     def moves(self, query: Query) -> dict[int, Moved]:
-        """Return what the rules did to each item of a query's list; empty without rules."""
+        """Return what rules did to each item of a list; empty without rules."""
         if self.rules is None or isinstance(self.alone, StoredLists):
             return {}
         narrowed = self.rules.narrow(query)
@@ -208,7 +203,7 @@ class Recommender:
 
     @torch.no_grad()
     def proposed(self, query: Query) -> dict[str, set[int]]:
-        """Return the items that each source of a fused list, the policy first, proposed for a query with a history."""
+        """Return the items that each source of a fused list, the policy first, proposed after a history."""
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(query)
         batch = self._batch([query], masked)
@@ -219,7 +214,7 @@ class Recommender:
         return {name: {*items[0].tolist()} - {-1} for name, items in found.items()}
 
     def weighed_history(self, query: Query) -> list[tuple[int, float]]:
-        """Return the items of a history that sources of near items read, the latest first, with their weights."""
+        """Return the items that sources of near items read, latest first, with weights."""
         batch = self._batch([query], False)
         if batch.past is not None and batch.past.grouped:
             items, ago = batch.past.items[0].tolist(), batch.past.baskets[0].tolist()
@@ -273,7 +268,7 @@ class Recommender:
         """Score items after a non-empty history by policy and reward.
 
         Returns:
-            Log-probabilities of each item's codes, nats; and rewards, None without one or if it failed.
+            Log-probabilities of each item's codes, nats; rewards, None without one or if it failed.
         """
         batch = self._batch([Query(history)], False)
         wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
@@ -292,7 +287,7 @@ class Recommender:
     def list_propensities(
         self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int
     ) -> ListPropensities:
-        """Compute propensities of given lists, and sample items for expectations over a first item.
+        """Compute propensities of lists, and sample items for expectations over a first item.
 
         Args:
             queries: with seeds, one temperature above 0 and one setting of `exclude_history`.
@@ -340,7 +335,7 @@ class Recommender:
 
     @torch.no_grad()
     def candidates(self, queries: Sequence[Query]) -> Candidates:
-        """Return candidates of fused lists for queries of one setting of `exclude_history`."""
+        """Return fused lists' candidates for queries of one `exclude_history`."""
         assert self.fusion is not None, "the list is not fused"
         masked = self._masks(queries[0])
         batch = self._batch(queries, masked)

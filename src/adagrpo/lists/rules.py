@@ -48,7 +48,7 @@ class Moved(NamedTuple):
 
 
 class AtMost(NamedTuple):
-    """At most `n` items with a same value among the first `within`."""
+    """At most `n` items of one value among the first `within`."""
 
     values: Mapping[int, tuple[int, ...]]  # of an item; one without any is not limited
     n: int
@@ -88,7 +88,7 @@ class Rules:
         return any(one is not None for one in (self.opens, self.had_within_days, self.shown_within_days))
 
     def narrow(self, query: Query) -> Query:
-        """Return the query without what no list may hold; one without a time is of now."""
+        """Return the query without what no list may hold; by default of now."""
         now = 0.0
         if self.reads_time:
             now = time.time() / DAY if query.now is None else query.now
@@ -174,7 +174,7 @@ class Rules:
     def moved(
         self, items: Sequence[int], scores: Sequence[float], width: int, may_hold: Callable[[int], bool]
     ) -> dict[int, list[str]]:
-        """Return each item of `order`, and those of its rules without which it would stand at another rank."""
+        """Return each item of `order`, and the rules without which its rank would differ."""
         ordered = self.order(items, scores, width, may_hold)
         moved: dict[int, list[str]] = {item: [] for item in ordered}
         off: dict[str, Any] = {"pins": {}, "boosts": None, "at_most": (), "diversity": 0.0}
@@ -205,12 +205,11 @@ def resolve_rules(
     """Resolve the rules of a recipe for a catalogue.
 
     Args:
-        known: splits ids into items and unknown ids, see `Recommender.known`.
+        known: see `Recommender.known`.
         width: of the beam, the last rank of a pin.
 
     Raises:
-        UserError: a column, value or range that no item has, a pin outside catalogue or beam, a date or number that is
-            none.
+        UserError: a column, value or range without items, a pin outside catalogue or beam, an invalid date or number.
     """
     groups, count = eligibility.groups, len(catalog.listed)
     narrowing = eligibility.resolve(options.include or None, options.exclude)
@@ -268,7 +267,7 @@ def resolve_rules(
 
 
 def _in_range(groups: ItemGroups, column: str, bounds: RangeConfig, field: str, count: int) -> NDArray[np.bool_]:
-    """Return (V,) whether an item's number is in a range; one without a number is in none."""
+    """Return (V,) whether an item's number is in a range."""
     groups.check(column, field)
     numbers = np.full(count, np.nan)
     for value in groups.values(column):
@@ -302,7 +301,7 @@ def _read_dates(
     *,
     ends: bool,
 ) -> None:
-    """Read a column of ISO 8601 dates, UTC without an offset; a day that `ends` is over at its midnight."""
+    """Read ISO 8601 dates, UTC without an offset; a day that `ends` is over at midnight."""
     groups.check(column, field)
     for value in groups.values(column):
         try:

@@ -49,7 +49,7 @@ class CandidateSource(Protocol):
         ...
 
     def feature(self, scores: Tensor) -> Tensor:
-        """Return (B, N) finite features for a fused list, from items' scores."""
+        """Return (B, N) finite features of a fused list from scores."""
         ...
 
 
@@ -142,7 +142,7 @@ def best_of(
 
 
 def kept_per_item(num_items: int) -> int:
-    """Return how many neighbours an item keeps: `NEIGHBOURS`, fewer where all would exceed `MOST_KEPT`.
+    """Return how many neighbours an item keeps: `NEIGHBOURS`, or fewer, for at most `MOST_KEPT` in all.
 
     >>> kept_per_item(12_101), kept_per_item(1_000_000)
     (1000, 134)
@@ -151,11 +151,7 @@ def kept_per_item(num_items: int) -> int:
 
 
 def similarities(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
-    """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, no diagonal.
-
-    Args:
-        neighbours: None: `kept_per_item`.
-    """
+    """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, no diagonal."""
     neighbours = kept_per_item(num_items) if neighbours is None else neighbours
     items = np.arange(num_items)
     held = users_of_items(training, num_items)

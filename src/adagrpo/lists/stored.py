@@ -11,14 +11,14 @@ from adagrpo.types import Histories
 
 
 class StoredLists:
-    """Items by user, best first; a user without a list, or a query without a user, gets none."""
+    """Items by user, best first; a user without a list, or an unknown one, gets none."""
 
     def __init__(self, lists: Mapping[str, Sequence[int]], num_items: int) -> None:
         """`lists` are by the text of a user's id."""
         self.lists, self.num_items = lists, num_items
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) scores: 0 for the first item of the user's list, -1 for the second; -inf for all others."""
+        """Return (B, V) scores: 0 for the first item of the list, -1 for the second; -inf for others."""
         users = [None] * len(histories.lengths) if histories.asking is None else histories.asking.users
         scores = torch.full((len(users), self.num_items), -torch.inf)
         for row, user in enumerate(users):

@@ -82,7 +82,7 @@ class Fitted(Protocol):
         ...
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return each training interaction's item, and how long before training's end it was."""
+        """Return each training interaction's item, and its age at the end of training."""
         ...
 
     def shown(self) -> Shown:
@@ -90,7 +90,7 @@ class Fitted(Protocol):
         ...
 
     def user_rows(self) -> Mapping[str, int]:
-        """Return the row of each user of the logs by id as text."""
+        """Return the row of each user by id as text."""
         ...
 
     def matrix(self, source: str) -> Matrix:
@@ -124,8 +124,8 @@ class Source:
         listed: is a list by itself.
         fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.
-        optional: is a feature only where held-out choices show that it helps; it proposes nothing.
-        past: reads the user's whole past, not only what the policy sees.
+        optional: is a feature only where held-out choices show that it helps.
+        past: reads the user's whole past.
         when: runs that have it.
     """
 

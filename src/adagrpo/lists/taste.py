@@ -5,7 +5,7 @@
 
 `y` is the click, `p` the item's smoothed click-through rate in units of its slot's, `z` an item's description: its
 vector's principal components, its most frequent attributes and, for each column of numbers, a soft place among the
-column's quantiles, so that a user may like the middle. Each has length 1. Source: Hoerl and Kennedy (1970).
+column's quantiles. Each has length 1. Source: Hoerl and Kennedy (1970).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Tastes:
     """Users' weights of descriptions."""
 
     def __init__(self, users: Floats, items: Floats, rows: Mapping[str, int]) -> None:
-        """`users` are (U, D) weights by row, `items` (V, D) descriptions, `rows` of users by id as text."""
+        """`users` are (U, D) weights, `items` (V, D) descriptions, `rows` of users by id as text."""
         self._users = torch.from_numpy(np.concatenate([users, np.zeros_like(users[:1])]))
         self._items, self._rows = torch.from_numpy(items), rows
 
@@ -81,8 +81,7 @@ def descriptions(vectors: Floats | None, attributes: Sequence[Sequence[str]], co
     """Return (V, D) descriptions of items.
 
     Args:
-        vectors: (V, W), if there are any.
-        attributes: of each item.
+        vectors: (V, W).
         columns: (V,) of the item table as they are; those of numbers are read.
     """
     parts = [] if vectors is None else [_principal(vectors)]

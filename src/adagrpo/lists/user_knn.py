@@ -29,7 +29,7 @@ class NearestUsers:
     """The tastes of training users; those nearest to a history's."""
 
     def __init__(self, training: Ragged, num_items: int, rows: Mapping[str, int]) -> None:
-        """`rows` has the training row of each user by id as text: a user is never his own neighbour."""
+        """`rows` are of users by id as text: nobody is his own neighbour."""
         self._rows, kept = rows, np.arange(len(training))
         if len(training) > MOST_USERS:
             kept = np.sort(np.random.default_rng(0).choice(len(training), MOST_USERS, replace=False))
@@ -43,7 +43,7 @@ class NearestUsers:
         self._by_item = _unit(self._tastes).T.tocsr()  # (V, U)
 
     def scores(self, histories: Histories) -> Tensor:
-        """Return (B, V) mean tastes of the nearest users; -inf for items that none of them had."""
+        """Return (B, V) mean tastes of the nearest users; -inf for items none had."""
         past = past_of(histories)
         items, ago = past.items.cpu().numpy(), past.baskets.cpu().numpy()
         rows, columns = np.nonzero(items >= 0)

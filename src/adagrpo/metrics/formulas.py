@@ -30,7 +30,7 @@ Ints = NDArray[np.integer[Any]]
 
 
 def target_rank_in(ranked: Ints, targets: Ints) -> NDArray[np.int64]:  # ranked (N, W), targets (N,) or (N, R)
-    """Return the rank of the logged item in each list, (N,) from 1, 0 if absent; of baskets (N, R), padded with -1."""
+    """Return the logged item's rank in each list, (N,) from 1, 0 if absent; of baskets (N, R), padded with -1."""
     _check_ranked("ranked", ranked, k=1)
     if targets.ndim == 2 and len(targets) == len(ranked):
         return np.stack([target_rank_in(ranked, np.ascontiguousarray(column)) for column in targets.T], axis=1)
@@ -41,7 +41,7 @@ def target_rank_in(ranked: Ints, targets: Ints) -> NDArray[np.int64]:  # ranked 
 
 
 def hit_rate(ranks: Ints, k: int) -> NDArray[np.float64]:  # ranks (N,) or (N, R)
-    """Return `1[1 <= rank <= k]` per user, (N,); of a basket, whether any item is among the first `k`."""
+    """Return `1[1 <= rank <= k]`, (N,); of a basket, whether any item is in the first `k`."""
     hits = _hits(ranks, k)
     return np.asarray(hits if ranks.ndim == 1 else hits.any(axis=1), dtype=np.float64)
 
@@ -92,7 +92,7 @@ def tail_share(ranked: Ints, k: int, tail: NDArray[np.bool_]) -> NDArray[np.floa
 
 
 def tail_items(popularity: NDArray[np.number[Any]], share: float = 0.2) -> NDArray[np.bool_]:  # popularity (V,)
-    """Return a (V,) mask of the least popular items that together have at most `share` of the interactions.
+    """Return a (V,) mask of the least popular items with at most `share` of the interactions.
 
     Ties go by index; items without interactions are always in it.
     """

@@ -22,7 +22,7 @@ Ints = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class RankedLists:
-    """Lists of `N` users, of length `W`, to compute metrics from; None where unknown."""
+    """Lists of `N` users, of length `W`; None where unknown."""
 
     ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent; of a basket's items (N, R)
     width: int  # W
@@ -76,7 +76,7 @@ def metric_names(where: ReportPart) -> list[str]:
 
 
 def measured(baskets: bool = False) -> list[str]:
-    """Return the names that evaluation can compute, `baskets` also those of baskets alone."""
+    """Return the names that evaluation can compute, with `baskets` also those of baskets."""
     entries = [entry for entry in METRICS.values() if entry.per_user or entry.of_all]
     return [_called(entry, k) for entry in entries if baskets or not entry.baskets for k in entry.at]
 
@@ -92,7 +92,7 @@ def comparable() -> list[str]:
 
 
 def lookup(name: str) -> Metric:
-    """Return a name's entry, or an empty one if it is not in the table.
+    """Return a name's entry, or an empty one.
 
     >>> lookup("hallucination@10").better, lookup("ndcg@10_unmasked").label, lookup("dwell_time").label
     ('lower', 'NDCG', 'dwell time')
@@ -112,7 +112,7 @@ def cutoff(name: str) -> int | None:
 
 
 def is_rate(name: str) -> bool:
-    """Return whether a metric is in per cent, and its differences in percentage points."""
+    """Return whether a metric is in per cent."""
     return lookup(name).form == "rate"
 
 

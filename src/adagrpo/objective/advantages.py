@@ -7,7 +7,7 @@ For sample `b` with rewards `r_bg` of its `G` rollouts,
 
 Source: GRPO (Shao et al. 2024, DeepSeekMath, arXiv 2402.03300), as used by AdaGRPO (Xu et al. 2026, arXiv 2606.08480).
 We depart in leaving invalid rollouts out of mean and deviation, and in calling a group degenerate by its reward range
-relative to a running standard deviation: `std != 0` would let rounding noise pass.
+relative to a running standard deviation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_shapes(**arguments: tuple[Tensor, str]) -> None:
 
 
 def check_masks(**masks: Tensor) -> None:
-    """Raise a ValueError for the first mask that is not bool: `~` on an integer mask is silently wrong."""
+    """Raise a ValueError for the first mask that is not bool."""
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: a mask must be torch.bool, found {mask.dtype}")
@@ -45,7 +45,7 @@ def group_advantages(
 ) -> Tensor:
     """Standardise the rewards of each group's valid rollouts; invalid ones get `-invalid_penalty`.
 
-    The population standard deviation gives a single valid rollout advantage 0, not NaN.
+    A single valid rollout gets 0.
 
     >>> rewards = torch.tensor([[1.0, 3.0, float("nan")]])
     >>> group_advantages(rewards, torch.tensor([[True, True, False]]), delta=0.0)
@@ -72,7 +72,7 @@ def group_advantages(
 
 
 def reward_std(rewards: Tensor, valid: Tensor) -> Tensor:  # rewards (B, G), valid (B, G)
-    """Return the population standard deviation of each group's valid rewards, (B,); 0 for groups without any.
+    """Return the population standard deviation of each group's valid rewards, (B,); 0 without any.
 
     >>> reward_std(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[True, True, False]]))
     tensor([1.])

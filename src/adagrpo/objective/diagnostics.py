@@ -10,8 +10,8 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
     agreement_b  = share of the pairs of distinct rollouts that the reward orders as their true utility does, likewise
 
 The negatives of `q` are valid rollouts and in-batch items other than y_b, each counted once; `above` counts an item as
-often as it was drawn. Source of `above`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary
-of its full text; the treatment of ties and copies is ours. `agreement` needs true utilities, known only in simulation.
+often as it was drawn. Source of `above`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), from a summary of its full text;
+the treatment of ties and copies is ours.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def first_occurrence(items: Tensor) -> Tensor:  # (B, N), below 0 for no item, w
 
 
 def rollout_miss(items: Tensor, targets: Tensor) -> Tensor:  # items (B, G), targets (B,)
-    """Return the share of rollouts that are not the logged item, (B,) in [0, 1]; an invalid rollout is a miss.
+    """Return the share of rollouts that are not the logged item, (B,) in [0, 1].
 
     >>> rollout_miss(torch.tensor([[3, -1, 3, 8]]), torch.tensor([3]))
     tensor([0.5000])
@@ -65,7 +65,7 @@ def share_above(
     rollout_scores: Tensor,  # (B, G)
     rollout_items: Tensor,  # (B, G)
 ) -> Tensor:  # (B, N) in [0, 1], NaN if absent
-    """Return the share of a group's rollouts that score above each given item; a tie counts one half.
+    """Return the share of rollouts that score above each item; a tie counts one half.
 
     Rollouts of the item itself, or without a score, are not above it.
 
@@ -145,7 +145,7 @@ def discriminability(
 
 
 class Agreement(NamedTuple):
-    """Agreement between the reward's order of each group's rollouts and their true utility."""
+    """Agreement of the reward's order of rollouts with true utility."""
 
     share: Tensor  # (B,) float, 0 where there is no pair
     pairs: Tensor  # (B,) int64, pairs of distinct items with different utilities; `share` is undefined if 0
@@ -177,7 +177,7 @@ def _share(part: Tensor, whole: Tensor, dtype: torch.dtype) -> Tensor:  # part (
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSummary:
-    """Means over the groups of a step; None where not measured or undefined. The names are keys of `steps.jsonl`."""
+    """Means over a step's groups; None where undefined. Names are keys of `steps.jsonl`."""
 
     invalid_share: float | None = None  # share of the drawn rollouts that name no item
     entropy: float | None = None  # of the rollouts, nats
@@ -197,7 +197,7 @@ class GroupSummary:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Self:
-        """Return the summary in a row of `steps.jsonl`; other keys are ignored, missing ones are None.
+        """Return the summary in a row of `steps.jsonl`; missing keys are None.
 
         >>> GroupSummary.of_row({"step": 3, "admission": 0.25}).admission
         0.25

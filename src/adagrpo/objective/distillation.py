@@ -7,8 +7,8 @@ r"""Distillation of the reward: losses of whole groups, elementwise over samples
     mass       log(M_0 / M) + (1 - M_0) / M_0 · log((1 - M_0) / (1 - M)),   M = Σ_o π(o) over the distinct rollouts
 
 `q` is the distribution that re-ranking at serving time would use. `margin` pushes sequences that name no item a nat
-below every item of their group, without a reward. `distill` is blind to the total probability `M` of a group, which can
-leak to sequences that were never drawn; `mass` holds `M` at its value `M_0` under the starting policy:
+below every item of their group, without a reward. `mass` holds the total probability `M` of a group, which `distill`
+does not see, at its value `M_0` under the starting policy:
 
     distill + mass = KL(Q ‖ P) / M_0,    P over the rollouts and all else together, Q = M_0 q, and 1 - M_0 for all else
 
@@ -75,7 +75,7 @@ def group_mass(
     codes: Tensor,  # (B, G, L), equal ones count once
     ignored: Tensor,  # (B, G) bool, not of the group
 ) -> GroupMass:
-    """Return a penalty in nats that keeps the total probability of a group at that of the starting policy.
+    """Return a penalty in nats that keeps a group's total probability at the starting policy's.
 
     0, also the gradient, for a group without a valid rollout.
 

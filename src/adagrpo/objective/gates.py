@@ -116,7 +116,7 @@ class Gate:
 
     @property
     def reads_tests(self) -> bool:
-        """Whether it depends on tests of the logged item, its own or another gate's."""
+        """Whether it depends on tests of the logged item."""
         return self.tests_logged_item or self.is_shadowed
 
     @property
@@ -135,7 +135,7 @@ class Gate:
         return self.reads_tests or self.reads_truth
 
     def decide(self, known: Mapping[str, Any], options: Mapping[str, Any]) -> GateDecision:
-        """Return the decision on `B` groups, from inputs and options by name.
+        """Return the decision on `B` groups, by named inputs and options.
 
         ValueError if an input is missing or None.
         """
@@ -177,7 +177,7 @@ def by_control(
 
 # candidates (B,) bool, count () int64, keys (B,)
 def smallest(candidates: Tensor, count: Tensor, keys: Tensor) -> Tensor:
-    """Return (B,) bool: the `count` candidates with the smallest keys, ties by index, or all if they are fewer."""
+    """Return (B,) bool: the `count` candidates with the smallest keys, or all if fewer, ties by index."""
     order = keys.masked_fill(~candidates, torch.inf).argsort(stable=True)
     return candidates & (order.argsort() < count)
 

@@ -6,8 +6,7 @@ r"""The terms of the training loss, elementwise, and their reductions.
 
 Sources: AdaGRPO (Xu et al. 2026, arXiv 2606.08480) for the gated sum, PPO (Schulman et al. 2017, arXiv 1707.06347) for
 the clip, DAPO (Yu et al. 2025, arXiv 2503.14476) for `epsilon_high`, Schulman 2020 ("Approximating KL divergence") for
-k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not, so that a
-lower admission rate means a smaller reward term.
+k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:  # log_prob
 
 
 def group_loss(loss: Tensor) -> Tensor:  # (B, G, L)
-    """Average (B, G, L) losses over the codes of a rollout, then over the rollouts of a group; (B,).
+    """Average (B, G, L) losses over codes, then over rollouts; (B,).
 
     >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
     tensor([3.])
@@ -107,7 +106,7 @@ def gated_sum(
     *,
     total: int | Tensor,  # `B_rl`, all RL samples of the optimiser step across micro-batches and processes
 ) -> Tensor:
-    """Return the gated term of the loss, `(1 / total) Σ_b admitted_b · loss_b`; exactly 0 when nothing is admitted.
+    """Return the gated term, `(1 / total) Σ_b admitted_b · loss_b`; exactly 0 when nothing is admitted.
 
     >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)
     tensor(2.)

@@ -23,7 +23,7 @@ from adagrpo.types import NonNegativeFloat, PositiveFloat
 
 
 class TermInputs(NamedTuple):
-    """Inputs of a reward term for `A` admitted groups; only `log_probs` has a gradient."""
+    """Inputs of a term for `A` admitted groups; only `log_probs` has a gradient."""
 
     log_probs: Tensor  # (A, G, L) under the trained policy
     old_log_probs: Tensor  # (A, G, L) under the sampling distribution
@@ -51,7 +51,7 @@ def grpo(
     invalid_penalty: NonNegativeFloat = 1.0,
     scale_rewards: bool = True,
 ) -> TermLoss:
-    """GRPO of each group, with `reference` if `beta` is above 0; logs the share of clipped codes as `clip_fraction`."""
+    """GRPO of each group, with `reference` if `beta` is above 0; logs `clip_fraction`, the share of clipped codes."""
     advantages = group_advantages(
         groups.rewards, groups.items >= 0, invalid_penalty=invalid_penalty, scale_rewards=scale_rewards
     )
@@ -73,8 +73,8 @@ def distill(
 ) -> TermLoss:
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
 
-    With a `mass_weight` it logs the probability of a group, `mass`, and that under the starting policy, `start_mass`.
-    Invalid rollouts that name an item are ignored.
+    With a `mass_weight` it logs a group's probability, `mass`, and the starting policy's, `start_mass`. Invalid
+    rollouts that name an item are ignored.
 
     Args:
         reward_weight: multiplies the reward; in a recipe, in units of its within-list standard deviation.

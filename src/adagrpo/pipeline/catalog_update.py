@@ -59,15 +59,12 @@ def update_catalog(
     interactions: Sequence[Path] = (),
     start: str = LATEST,
 ) -> tuple[CatalogVersion, bool]:
-    """Make the next version.
+    """Make the next version; return it, and whether it is new.
 
     Args:
-        items: a table of new items with the columns of `data.items`; a delisted one gets its old codes.
+        items: a table with the columns of `data.items`; a delisted item gets its old codes.
         delist: ids, or files of ids: a table with the id column, or one id per line.
         start: the version to change, see `adagrpo.pipeline.versions.open_version`.
-
-    Returns:
-        The version, and whether it is new.
 
     Raises:
         UserError: an id or file is invalid, or a new item is similar to nothing.
@@ -123,7 +120,6 @@ def update_catalog(
 def _answers(
     run: RunDirectory, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str
 ) -> bool:
-    """Whether the latest version already fulfils the request."""
     if not latest.number or not parts_of(run, measuring=True)[latest.stage].usable:
         return False
     return latest.about["request"] == request and (start == LATEST or latest.about["parent"] == parent.name)
@@ -137,7 +133,6 @@ def _changed(
     leaving: Sequence[str],
     interactions: Sequence[Path],
 ) -> tuple[_State, int]:
-    """The new state, and how many new and earlier items were placed."""
     rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
     came, there = len(state.items), state.listed
     if items is not None:
@@ -160,7 +155,7 @@ def _changed(
 
 
 def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, int]) -> _State:
-    """Append new items with codes -1; relist delisted ones with their current groups."""
+    """Append new items with codes -1; relist delisted ones."""
     source = log_source(run)
     if source.described is None:
         raise UserError("--items: the recipe has no data.items, which says what the columns of an item table are")
@@ -249,14 +244,14 @@ def likeness(
     new: NDArray[np.int64],  # (N,) rows
     together: sparse.csr_array,  # (V - trained, trained)
 ) -> sparse.csr_array:
-    """Return (N, trained) weights of the items of training that new ones are like; none where nothing says so."""
+    """Return (N, trained) weights of the trained items that new ones are like, if any."""
     trained = together.shape[1]
     similarity = _similarity(run, items[:trained], items[new.tolist()])
     return weights_of(similarity, together[new - trained], PRIOR)
 
 
 def codes_near(run: RunDirectory, weights: sparse.csr_array, taken: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return (N, L) free codes near the items of training of (N, trained) weights; `taken` (V, L) are not free."""
+    """Return (N, L) free codes near trained items by (N, trained) weights; `taken` (V, L) are not free."""
     first = CatalogVersion(run, 0).codes
     codes = first.codes.numpy()
     meaning = codes[:, :-1] if numbers_items(codes) else codes

@@ -60,7 +60,7 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
         keys = [key for key in keys if _value(before, key) != _value(now, key)]
 
     def asked_for(part: Part) -> tuple[Change | None, str]:
-        """Return the first change that makes a stage stale and that a `--set` key asks for."""
+        """Return the first change by `--set` that makes a stage stale."""
         found = ((change, key) for change in part.changes for key in keys if names_key(change.key, key))
         return next(found, (None, ""))
 
@@ -136,7 +136,7 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
 
 
 def check_reward_files(run: RunDirectory, options: RewardOptions) -> None:
-    """Import the functions of a reward and its members, and read their model files."""
+    """Import a reward's functions, and read its model files."""
     if isinstance(options, CallableOptions | FactoryOptions):
         load_function(options.function, run.code)
     if isinstance(options, ModelFileOptions):
@@ -146,7 +146,7 @@ def check_reward_files(run: RunDirectory, options: RewardOptions) -> None:
 
 
 def features_named(run: RunDirectory, options: RewardOptions) -> set[str]:
-    """Return the features that the model files of a reward and its members name, also without `item.`."""
+    """Return the features that a reward's model files name, also without `item.`."""
     own = load_model(run.data / options.model).names if isinstance(options, ModelFileOptions) else ()
     names = {*own, *(name.removeprefix("item.") for name in own)}
     return names.union(*(features_named(run, part) for part in options.parts))
@@ -165,7 +165,7 @@ def check_test_cases(run: RunDirectory) -> None:
 
 
 def check_logs(run: RunDirectory) -> None:
-    """Refuse to rebuild a run from other logs, which would replace its results.
+    """Refuse to rebuild a run from other logs.
 
     Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
     itself only have to be of the same kind.

@@ -4,8 +4,7 @@
     DIR/seed-<n>/         an ordinary run
     DIR/comparison.json   statistics without times and paths; comparison.md, comparison.html; results.jsonl
 
-`rerank`, `fuse`, `<arm>+rerank` and `<arm>+fuse` are lists made at serving time (`adagrpo.lists.names`).
-`mixture-matched` and `mixture-norm-matched` take λ from the trained gated arm (`adagrpo.pipeline.compare_arms`).
+For the names of arms see `adagrpo.pipeline.compare_arms` and `adagrpo.lists.names`.
 """
 
 from __future__ import annotations
@@ -175,7 +174,7 @@ class Comparison:
     def make_runs(self, seeds: Sequence[int]) -> list[Path]:
         """Make or continue the runs of some seeds without comparing them.
 
-        Each run locks only its own folder, so seeds can be made in parallel and on other machines.
+        Seeds can be made in parallel, and on other machines.
         """
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]
@@ -265,7 +264,6 @@ def _check_list(option: str, values: Sequence[object]) -> None:
 
 
 def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
-    """The validated configuration with these arms, deduplicated."""
     different = {arm.name: arm for arm in arms}
     named = config.model_copy(update={"train": config.train.model_copy(update={"arms": (*different.values(),)})})
     try:

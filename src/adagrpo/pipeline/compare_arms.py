@@ -5,8 +5,7 @@ Mixture arms can have a λ that is matched to the gated arm's:
     mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
     mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
 
-They differ because batch averaging reduces the noise of all samples more than that of an admitted few. Norms are
-measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
+Norms are measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from adagrpo.trainer.pressure import FILE
 
 
 def base_of(name: str) -> str | None:
-    """Return the arm whose beam a list re-orders; None for an arm itself."""
+    """Return the arm that a list re-orders; None for an arm."""
     called = parse_list(name)
     return None if called.order == "policy" else called.policy
 
 
 def is_named_here(name: str) -> bool:
-    """Return whether an arm is matched, or a list of one, and so in no recipe."""
+    """Return whether an arm is matched, or a list of one."""
     return name in MATCHED or base_of(name) is not None
 
 
@@ -46,7 +45,7 @@ def names_in_run(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
 
 
 def checkpoints_of(arm: str) -> tuple[str, ...]:
-    """Return the measured checkpoints, a single one for sft and fused lists."""
+    """Return the measured checkpoints, one for sft and fused lists."""
     once = arm == START or base_of(arm) == START or parse_list(arm).order in (FUSE, FUSE_WITHOUT_REWARD)
     return ("best",) if once else ("best", "final")
 
@@ -57,7 +56,7 @@ def evaluation_folder(run: RunDirectory, name: str, checkpoint: str) -> Path:
 
 
 def facts_of_arm(runs: Sequence[tuple[RunDirectory, str]]) -> dict[str, list[Any]]:
-    """Return λ, pressure, admission, validation weight and collapse, a value per seed."""
+    """Return λ, pressure, admission, validation weight and collapse by seed."""
     facts: dict[str, list[Any]] = {name: [] for name in ("lambda", "pressure", "admission", "weight", "lost")}
     for run, name in runs:
         re_ordered = base_of(name) is not None
@@ -99,7 +98,7 @@ MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
 
 
 def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
-    """Return λ, given or from the pressure; None without a reward or a use for it."""
+    """Return λ, given or from the pressure; None if unused."""
     common = run.config.objective
     if arm.term is None or arm.pressure_of(common) is None:
         return None if arm.term is None else arm.weight_of(common)

@@ -78,7 +78,7 @@ LONGEST = 48  # characters of a title, so that lists fit beside each other
 
 
 def shown_users(files: CurrentFiles) -> list[ShownUser]:
-    """Return the users, each with the current lists that were measured; the chosen list and the control come first."""
+    """Return users with current lists that were measured; the chosen list and the control come first."""
     run = files.run
     data = RunData(run, CatalogVersion(run, run.catalog))
     decided = files.find(DECISION)

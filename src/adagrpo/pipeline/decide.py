@@ -3,14 +3,12 @@
 1. Compare NDCG@10 on validation cases (fused lists cross-fitted), weighted by `RunData.case_weights`.
 2. With simultaneous 95 % intervals (`all_pairs`), take the simplest contender (`contenders`) whose loss against every
    other is below `decide.margin` of the best NDCG@10; else, of those that are not significantly below the best, the
-   best fused one, since it can express most others and its figure is of weights without the users it ranks; else the
-   best.
+   best fused one; else the best.
 3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy (and
    simpler ones that do so worse than the best: the interval of the AUC difference is below zero), and lists that
    another one is significantly above whose first ten are clicked no less where they were shown. Impressions between
    validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if they are found not to depend on the user
-   (`evaluation.exposure_test`). Else the list that orders their clicks best is only named: what a shop shows is chosen
-   by it, and a ranker of it may order the rest badly (`research/exposed_feed`).
+   (`evaluation.exposure_test`). Else the list that orders their clicks best is only named (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
 cases only fill the table. A frozen or edited decision.plan.yaml is kept.
@@ -89,7 +87,7 @@ class Choice(NamedTuple):
 
 
 def leave_leaks_out(run: RunDirectory) -> list[str]:
-    """Drop leaking rewards from a run's sum and return a message for each; none if all leak."""
+    """Drop leaking rewards from a run's sum, and return a message for each; none if all leak."""
     options = run.config.reward
     if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
         return []
@@ -113,7 +111,7 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
 
 
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
-    """Return why a list is left out (catalogue too large, failure, too slow); None if it is measured."""
+    """Return why a list is left out; None if it is measured."""
     kind, _, called = name.rpartition("/")
     source = SOURCES.get(called)
     if kind == "evaluate" and source is not None and source.most_items is not None:
@@ -218,8 +216,6 @@ def decision(
 
     Args:
         budget: milliseconds per list; None is unlimited.
-        left_out: reasons for lists not measured.
-        leaking: from `leave_leaks_out`.
     """
     data = RunData(run)
     maker = ListMaker(Models(data))
@@ -371,7 +367,6 @@ def _of_catalogue(run: RunDirectory) -> list[str]:
 
 
 def _ranks_file(run: RunDirectory, name: str) -> Path:
-    """The validation.parquet that holds a list's ranks."""
     called = parse_list(name)
     measured = called.policy is None or called.order == RERANK
     return run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)

@@ -3,8 +3,7 @@
     DIR                  a run of recipes/demo.yaml, its reward trees on counts that the policy does not read
     DIR-wrong-reward     the same with a ranker fitted on impressions only; shared stages are read from DIR
 
-Policies are trained only where that is asked for: then by the same arms, whatever the diagnosis. Neither diagnosis,
-training nor `decide` reads the simulated truth.
+Policies are trained only where that is asked for. Neither diagnosis, training nor `decide` reads the simulated truth.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
 
 
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, train the arms of the recipe, measure and decide under both rewards, skipping finished work.
+    """Diagnose, train, measure and decide under both rewards, skipping finished work.
 
     Args:
         directory: of the good reward's run; the other is next to it.

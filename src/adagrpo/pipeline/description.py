@@ -46,7 +46,7 @@ def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code:
 
 
 def config_hash(config: Config) -> str:
-    """Return the hash of a resolved configuration; gates and terms that it leaves as they are have no part in it."""
+    """Return a configuration's hash, without gates and terms left as they are."""
     content, usual = dump_config(config), ObjectiveConfig().model_dump(mode="json", by_alias=True)
     for name in {*GATES, *TERMS} & usual.keys():
         if content["objective"][name] == usual[name]:
@@ -83,7 +83,7 @@ def is_described(directory: Path) -> bool:
 
 
 def described_config(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the configuration in run.yaml, without options of gates and terms that are not registered, and these."""
+    """Return the configuration in run.yaml without gates and terms that are not registered, and their names."""
     config = copy.deepcopy(dict(content["config"]))
     dropped: dict[str, None] = {}
     for holder, key in [(config, "objective"), *((arm, "options") for arm in config["train"]["arms"])]:
@@ -93,7 +93,7 @@ def described_config(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
 
 
 def kept_settings(directory: Path) -> tuple[dict[str, Any], Path]:
-    """Return a run's settings and data folder; no settings without an intact run.yaml."""
+    """Return a run's settings, if run.yaml is intact, and data folder."""
     content = read_description(directory) if is_described(directory) else {}
     return described_config(content)[0] if content else {}, Path(content.get("data_directory", ""))
 
@@ -114,7 +114,7 @@ def write_description(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def hash_of_output(root: Path, name: str) -> str:
-    """Return an output file's hash; UserError if it differs from the one in run.yaml."""
+    """Return an output file's hash; UserError if run.yaml has another."""
     digest = cached_hash(root / name)
     if digest != outputs(root).get(name, None if name in OUTPUTS else digest):
         raise UserError(

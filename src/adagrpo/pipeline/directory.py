@@ -106,9 +106,7 @@ class RunDirectory(ABC):
         """Open an existing run without writing.
 
         Args:
-            directory: of the run.
             settings: like `--set`, `{"reward.kind": "noise"}`; kept in run.yaml when a command succeeds.
-            console: where progress is shown.
             out: another run directory, new or begun this way, for all output.
             progress: show progress on stderr.
 
@@ -161,7 +159,7 @@ class RunDirectory(ABC):
         """The table of stages."""
 
     def path(self, *parts: str) -> Path:
-        """Return a path in the run, or in its source if only there."""
+        """Return a path in the run, or else in its source."""
         own = self.directory.joinpath(*parts)
         if self.measured is not None:
             if parts[0] == MEASURED:
@@ -174,7 +172,7 @@ class RunDirectory(ABC):
         return own
 
     def checked(self, *parts: str) -> Path:
-        """Return the path of a file; raise `UserError` if it is missing or was changed."""
+        """Return a file's path; UserError if missing or changed."""
         path = self.path(*parts)
         hash_of(self, path)
         return path
@@ -214,13 +212,13 @@ def locked(run: RunDirectory) -> Iterator[None]:
 
 
 def roots(run: RunDirectory) -> list[Path]:
-    """Return the folders to read from: the source run's, if any, then the run's own."""
+    """Return the folders to read from: any source run's, then the run's own."""
     others = [run.source] if run.measured is None else roots(run.measured)
     return [root for root in (*others, run.directory) if root is not None]
 
 
 def folder_of(run: RunDirectory, stage: str) -> Path:
-    """Return a finished stage's folder, possibly with only a nested stage, such as `ranker/report`."""
+    """Return a finished stage's folder, possibly with only a nested stage."""
     return run.path(*stage.split("/"), MANIFEST).parent
 
 
@@ -230,7 +228,7 @@ def place_of(run: RunDirectory, read: Read) -> Path:
 
 
 def read_of(run: RunDirectory, path: Path) -> Read:
-    """Return how a stage reads a file: by name if a stage of this run made it."""
+    """Return how a stage reads a file, by name if from this run's stages."""
     root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
     return path if root is None else run.stages.named(path.relative_to(root).as_posix()) or path
 
@@ -248,12 +246,12 @@ def trained_arms(run: RunDirectory) -> list[str]:
 
 
 def weights_of(arm: str, checkpoint: str = "best") -> tuple[str, ...]:
-    """Return the folder of the weights of an arm or `sft` within a run."""
+    """Return an arm's or `sft`'s folder of weights."""
     return (*(("sft",) if arm == "sft" else ("train", arm)), checkpoint)
 
 
 def model_of(arm: str, checkpoint: str = "best") -> str:
-    """Return the weights of an arm or `sft`, as a stage reads them."""
+    """Return an arm's or `sft`'s weights, as stages read them."""
     return f"{'sft' if arm == 'sft' else f'train/{arm}'}:{checkpoint}/model.safetensors"
 
 
@@ -269,7 +267,7 @@ def checked_stage(run: RunDirectory, name: str, *, but: Collection[str] = ()) ->
 
 
 def label_of(run: RunDirectory, read: Read) -> str:
-    """Return the path of what a stage reads, independent of the location of run and data."""
+    """Return what a stage reads as a path, wherever run and data are."""
     if isinstance(read, str):
         return read.replace(":", "/", 1)
     parents = (parent for parent in (run.data, run.data.resolve()) if read.is_relative_to(parent))
@@ -277,7 +275,7 @@ def label_of(run: RunDirectory, read: Read) -> str:
 
 
 def by_label(run: RunDirectory, reads: Iterable[Read]) -> dict[str, Read]:
-    """Return what a stage reads by label; repeated labels get a number."""
+    """Return reads by label; repeated labels get a number."""
     found: dict[str, Read] = {}
     for read in dict.fromkeys(reads):
         label, count = label_of(run, read), 1
@@ -289,14 +287,14 @@ def by_label(run: RunDirectory, reads: Iterable[Read]) -> dict[str, Read]:
 
 
 def hashes_of(run: RunDirectory, reads: Iterable[Read]) -> dict[str, str]:
-    """Return the sha256 of what a stage reads, by label, see `hash_of`."""
+    """Return the sha256 of what a stage reads, by label."""
     return {label: hash_of(run, read) for label, read in by_label(run, reads).items()}
 
 
 def made_from(
     run: RunDirectory, declared: Declaration, hashed: Callable[[RunDirectory, Read], str] | None = None
 ) -> MadeFrom:
-    """Return what a stage would be made from now; `hashed` replaces `hash_of`."""
+    """Return what a stage would be made from now."""
     read = read_settings(run.config, declared.settings, declared.but)
     settings, also = json.loads(json.dumps([read, declared.also]))
     labelled = by_label(run, declared.reads).items()
@@ -313,19 +311,19 @@ def made_from(
 
 
 def kept(run: RunDirectory, stage: str) -> MadeFrom | None:
-    """Return what a finished stage was made from; None if it is missing, or of an unknown version."""
+    """Return what a finished stage was made from; None if missing or of an unknown version."""
     return MadeFrom.of(manifest(folder_of(run, stage)) or {}, run.stages)
 
 
 def stage_over(path: Path, read_manifest: Callable[[Path], Any] = manifest) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the folder and manifest of the stage of a run that a file is in; None for other files."""
+    """Return folder and manifest of the stage that a file is in, or None."""
     root = next(filter(is_marked, path.parents), path.parent)
     folders = takewhile(lambda folder: folder != root, path.parents)
     return next(((folder, content) for folder in folders if (content := read_manifest(folder)) is not None), None)
 
 
 def hash_of(run: RunDirectory, read: Read) -> str:
-    """Return the sha256 of a file of this run or outside it.
+    """Return a file's sha256.
 
     Raises:
         UserError: the file is missing, or belongs to a run and was changed.
@@ -347,12 +345,12 @@ def hash_of(run: RunDirectory, read: Read) -> str:
 
 
 def events_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """Read the events, the source's first: rows of time, stage, event and seconds."""
+    """Read events, the source's first: time, stage, event and seconds."""
     return [row for root in roots(run) for row in read_events(root)]
 
 
 def refuse_without_order(config: Config, command: str) -> None:
-    """Refuse next-item prediction on logs without order; `command` is the suggested alternative."""
+    """Refuse next-item prediction on logs without order; suggest `command`."""
     if config.without_order:
         raise UserError(
             "data.split.kind: impressions has no order, so no next item for a policy to learn;"
@@ -361,7 +359,7 @@ def refuse_without_order(config: Config, command: str) -> None:
 
 
 def log_event(run: RunDirectory, stage: str, event: str, seconds: float = 0.0) -> None:
-    """Log an event of a stage, or a sentence about one that continues."""
+    """Log a stage's event, or a sentence about it."""
     if processes().is_main_process:
         append_event(run.directory, stage, event, seconds)
         run.console.stage(stage, event, seconds)
@@ -391,7 +389,7 @@ def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out:
 
 
 def remake_command(run: RunDirectory, stage: str) -> str:
-    """Return the command, with its `--set`, that makes a stage or a file of `OUTPUTS` again."""
+    """Return the command that makes a stage or a file of `OUTPUTS` again."""
     if stage.startswith("evaluate/") and "+rerank" in stage:
         return "`adagrpo compare`, which alone re-ranks arms,"
     if stage.startswith("catalogs/"):  # the request is not kept; the latest version itself is stale

@@ -57,7 +57,6 @@ def estimate_policy(
 
     Args:
         requests: a file of request_id and history.
-        arm: the policy, whose lists are drawn.
         temperature: None keeps that of each logged list.
         reward: kind of feedback, counted once per item.
         exclude_history: drop a history's items from its list; None as in the run's evaluation.

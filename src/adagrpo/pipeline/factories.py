@@ -179,7 +179,7 @@ class Models:
         return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
 
     def members(self) -> list[Reward]:
-        """Return the members of the reward, one unless it is a sum."""
+        """Return the reward's members, one unless it is a sum."""
         options = self.config.reward
         return [self.reward_of(part) for part in (options.parts if isinstance(options, WeightedOptions) else [options])]
 
@@ -190,7 +190,7 @@ class Models:
         return folds or self.reward_files
 
     def group_reward(self) -> Reward:
-        """Return the reward for post-training; with cross-fitting, the ranker of each user's fold."""
+        """Return the reward for post-training, cross-fitted if configured."""
         if not self.data.fold_names:
             return self.reward()
         rankers = [self.ranker(place_of(self.run, file).parent) for file in self.group_reward_files]
@@ -310,7 +310,7 @@ class Models:
     def validator(
         self, policy: Policy[Any, Any], fit: FitConfig, reward: Reward | None = None
     ) -> Callable[[], dict[str, float]]:
-        """Return validation on a fixed sample of users, for training; a refit has none."""
+        """Return validation on a fixed sample of users; a refit has none."""
         if self.run.measured is not None:
             return dict
         cases = sample_cases(self.data.cases("validation"), fit.validation_users, self.config.seed)
@@ -357,7 +357,7 @@ class Models:
 
 
 def load_begun(data: RunData, stage: str, model: nn.Module) -> None:
-    """Load the weights that a refresh goes on from; items that are new since then get the mean of their neighbours."""
+    """Load the weights that a refresh goes on from; items new since then get the mean of their neighbours."""
     begun = data.run.begun
     assert begun is not None, "a refresh goes on from something"
     before = Models(RunData(begun, CatalogVersion(begun, begun.catalog)))

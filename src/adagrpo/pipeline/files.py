@@ -85,7 +85,7 @@ class CatalogVersion:
 
     @cached_property
     def item_columns(self) -> pl.DataFrame:
-        """(V,) columns of the item table as they are; none without a table, or in runs of earlier versions."""
+        """(V,) columns of the item table as they are, if any."""
         path = self.run.find("prepare", ITEM_COLUMNS)
         if path is None:
             return pl.DataFrame()
@@ -117,7 +117,7 @@ class CatalogVersion:
         return None if len(self.items) == self.trained else self.neighbours_before(self.trained)
 
     def neighbours_before(self, items: int) -> sparse.csr_array:
-        """Return (V - items, items) neighbour weights of the items behind the first ones."""
+        """Return (V - items, items) neighbour weights of later items."""
         table = self.neighbours.filter(pl.col(ITEM) >= items)
         rows = table[ITEM].to_numpy().astype(np.int64) - items
         entries = (table["weight"].to_numpy(), (rows, table["neighbour"].to_numpy()))
@@ -227,7 +227,7 @@ class RunData:
 
     @property
     def item_column_files(self) -> list[Read]:
-        """The file of the item table's columns as they are, if any."""
+        """The file of the item table's columns, if any."""
         return [f"prepare:{ITEM_COLUMNS}"] if self.run.path("prepare", ITEM_COLUMNS).is_file() else []
 
     @cached_property
@@ -265,7 +265,7 @@ class RunData:
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
 
     def narrowed(self, catalog: Catalog) -> Narrowing:
-        """Return the items left by `evaluation.eligible`; UserError if there are none or no such group."""
+        """Return the items left by `evaluation.eligible`; UserError if none, or for an unknown group."""
         options = self.config.evaluation.eligible
         assert options is not None
         try:
@@ -302,7 +302,7 @@ class RunData:
         return pl.DataFrame({USER_ID: load_user_ids(self.prepared).gather(users)})
 
     def measured_cases(self, split: str) -> Cases:
-        """Return the cases with logged items that may be in a list, for validation possibly sampled."""
+        """Return the cases with eligible logged items, for validation possibly sampled."""
         cases = self._drawn_cases(split)
         if self.eligible is None:
             return cases
@@ -321,7 +321,7 @@ class RunData:
         return {} if self.config.evaluation.validation_users is None else {"seed": self.config.seed}
 
     def measured(self) -> dict[str, Any]:
-        """Return the note on measured cases for metrics files; empty if all are."""
+        """Return what metrics files say of measured cases; empty if all are."""
         drawn = {split: len(self._drawn_cases(split)) for split in ("validation", "test")}
         sampled = drawn["validation"] < len(self.cases("validation"))
         sample = {"validation_sample": len(self.measured_cases("validation"))} if sampled else {}
@@ -332,7 +332,7 @@ class RunData:
         return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 
     def queries_of(self, cases: Cases, rows: NDArray[np.integer], eligible: Eligible | None = None) -> list[Query]:
-        """Return the queries of some cases, which say whose they are and when."""
+        """Return some cases' queries, with user and time."""
         users, times = cases.users[rows].tolist(), cases.asking(rows).times
         queries = [query_of(cases, row, eligible=eligible) for row in rows.tolist()]
         return [
@@ -341,7 +341,7 @@ class RunData:
         ]
 
     def case_weights(self, cases: Cases, power: float | None = None) -> NDArray[np.float64]:
-        """Return (N,) weights for choosing between lists, by a power of exposure; uniform without impressions."""
+        """Return (N,) weights for choosing lists, by a power of exposure; uniform without impressions."""
         shown = self.times_shown
         if shown is None:
             return np.ones(len(cases))
@@ -375,7 +375,7 @@ class RunData:
 
     @cached_property
     def shown_to_users(self) -> dict[str, list[tuple[int | str, bool]]]:
-        """The items that each user was shown in training and whether they were clicked, oldest first, by id as text."""
+        """What each user was shown in training and whether it was clicked, oldest first, by id as text."""
         table = load_impressions(self.prepared)
         if table is None:
             return {}

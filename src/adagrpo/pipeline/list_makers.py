@@ -65,11 +65,11 @@ class ListMaker:
     sources: dict[str, CandidateSource] = field(default_factory=dict)  # likewise; shared by lists, since large
 
     def stages(self, name: ListName) -> list[str]:
-        """Return the stages of a list, without its reward's and its policy's weights."""
+        """Return a list's stages, without reward and policy weights."""
         return sources_of(kind_of(name).files(self, name))
 
     def files(self, name: ListName) -> list[Read]:
-        """Return the files of a list, without catalogue, training data and policy weights."""
+        """Return a list's files, without catalogue, training data and policy weights."""
         own = kind_of(name).files(self, name)
         if name.order in (alone := rewards_alone(self.models.config.reward)):
             return [*own, *self.models.files_of(alone[name.order]), *self.models.probe_files]
@@ -132,13 +132,13 @@ class ListMaker:
         return kind_of(name).order(self, name, asked)
 
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
-        """Return a fused list's sources; with fitted weights, those optional ones alone that have some."""
+        """Return a fused list's `Fusion`, of its `fused_sources`."""
         sources = {kind: self.source(kind) for kind in self.fused_sources(fitted)}
         rewards = self.reward_features if self.asks_reward(name) else []
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
     def fused_sources(self, fitted: FittedWeights | None) -> list[str]:
-        """Return the sources of a fused list; with fitted weights, those optional ones alone that have some."""
+        """Return the sources of a fused list; with fitted weights, only optional ones that have some."""
         there = fused(self.models.config)
         if fitted is None:
             return there
@@ -177,7 +177,7 @@ class ListMaker:
         return counts
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the item of each training interaction, and how long before the end of training it was."""
+        """Return each training interaction's item, and its age at the end of training."""
         times = pl.read_parquet(self.fitted_file("recent_popularity"), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
         return self.models.data.training.values.astype(np.int64), times.max() - times.astype(np.float64)
 
@@ -186,7 +186,7 @@ class ListMaker:
         return self.models.data.shown
 
     def user_rows(self) -> Mapping[str, int]:
-        """Return the row of each user of the logs by id as text."""
+        """Return the row of each user by id as text."""
         return self.models.data.user_rows
 
     def ranker(self) -> SequentialRanker:
@@ -194,7 +194,7 @@ class ListMaker:
         return self.models.ranker(self.models.run.path("ranker", "best"))
 
     def matrix(self, source: str) -> sparse.csr_array:
-        """Return a source's (V, V) matrix; items added later use their neighbours' rows."""
+        """Return a source's (V, V) matrix; later items have their neighbours' rows."""
         near = load_matrix(self.fitted_file(source))
         borrowed = self.models.data.version.borrowed
         if borrowed is None:
@@ -203,7 +203,7 @@ class ListMaker:
         return sparse.csr_array(likened @ near @ likened.T)
 
     def arrays(self, source: str) -> Arrays:
-        """Return a source's arrays; in `items`, those of items added later are their neighbours'."""
+        """Return a source's arrays; later `items` are their neighbours'."""
         found = load_file(self.fitted_file(source))
         borrowed = self.models.data.version.borrowed
         if borrowed is not None:
@@ -215,7 +215,7 @@ class ListMaker:
         return self.models.data.training
 
     def _own_weight(self, name: ListName) -> list[Read]:
-        """Return the file of a trained arm's own re-ranking weight; none if the policy has changed since."""
+        """Return the file of an arm's own re-ranking weight; none if the policy has changed."""
         run, arm = self.models.run, name.policy or START
         stage = f"evaluate/{name}/{self.checkpoint}"
         found = None if arm == START else run.find(stage, "metrics.json")
@@ -223,7 +223,7 @@ class ListMaker:
 
 
 def files_of_source(source: str) -> list[Read]:
-    """Return a source's fitted file; none if it reads only training data."""
+    """Return a source's fitted file, if any."""
     row = SOURCES[source]
     return [] if row.stage is None else [f"{row.stage}:{'/'.join(row.file)}"]
 
@@ -380,7 +380,7 @@ def lists_of(
     *,
     now: float | None = None,
 ) -> Lists:
-    """Return the served list of each case; `now`, in days since 1970, is the time of all cases where it is given."""
+    """Return the served list of each case; `now`, in days since 1970, is the time of all, if given."""
     found = Lists(
         np.full((len(cases), served.width), -1, dtype=np.int64),
         np.full((len(cases), served.width), -np.inf, dtype=np.float32),

@@ -4,7 +4,7 @@
                                 with `popular` source, with `explain` reasons
     OUT/manifest.json           rows, size and sha256 of each part
 
-Parts are renamed when complete and name their rows, so any process may make any part, even twice.
+Parts are renamed when complete, so any process may make any part, even twice.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Wanted:
     def worker(
         self, loaded: tuple[RunDirectory, Recommender] | None = None
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return the function that makes a part, with the recommender loaded unless given."""
+        """Return the function that makes a part; loads the recommender unless given."""
         return _Answering(self, *(loaded or self._load())).make
 
     def _load(self) -> tuple[RunDirectory, Recommender]:
@@ -141,15 +141,15 @@ class LoggedHistories:
         self.rows = {name: row for row, name in enumerate(names)}
 
     def of(self, user: ItemId) -> list[int] | None:
-        """Return the items of a user; None if not in the logs."""
+        """Return a user's items; None if not in the logs."""
         return self._part(user, self.whole.values)
 
     def baskets_of(self, user: ItemId) -> list[int] | None:
-        """Return the number of the basket of each of a user's items; None if that is not known."""
+        """Return the basket of each of a user's items; None if unknown."""
         return self._part(user, self.whole.baskets)
 
     def days_of(self, user: ItemId) -> list[float] | None:
-        """Return the time of each of a user's items, in days; None if that is not known."""
+        """Return the time of each of a user's items, in days; None if unknown."""
         return self._part(user, self.whole.days)
 
     def _part(self, user: ItemId, values: NDArray[Any] | None) -> list[Any] | None:
@@ -162,7 +162,7 @@ class LoggedHistories:
 
     @property
     def now(self) -> float | None:
-        """The time of the last interaction of all, in days; None if that is not known."""
+        """The time of the last interaction, in days; None if unknown."""
         return None if self.whole.days is None else float(self.whole.days.max())
 
 

@@ -40,13 +40,13 @@ def rules_set(run: RunDirectory) -> list[str]:
 
 
 def set_rules(served: Recommender, data: RunData) -> None:
-    """Let a recommender's lists follow the rules of its run, if there are some."""
+    """Let a recommender's lists follow its run's rules."""
     if rules_set(data.run):
         served.rules = _resolved(data, served.eligibility, _vectors)
 
 
 def check_rules(run: RunDirectory) -> None:
-    """Refuse rules that do not fit the catalogue or the logs, before anything is fitted."""
+    """Refuse rules that do not fit catalogue or logs."""
     if not rules_set(run):
         return
     data = RunData(run)
@@ -72,7 +72,7 @@ def _resolved(data: RunData, eligibility: Eligibility, vectors: Callable[[RunDat
 
 
 def _shown(data: RunData) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Return the items that training impressions say each user was shown, and when, by the text of the user's id."""
+    """Return the items that each user was shown in training, and when, by id as text."""
     table, when = load_impressions(data.prepared), data.run.find("prepare", DAYS_OF["impressions"])
     if table is None or when is None:
         raise UserError(
@@ -120,14 +120,14 @@ def measure_under_rules(run: RunDirectory, name: str) -> Declaration:
 
 
 def cost_of_rules(run: RunDirectory, name: str, without: Mapping[str, float]) -> dict[str, Any]:
-    """Return the test metrics of a list under the rules, and what they are more than `without`, those without rules."""
+    """Return a list's test metrics under the rules, and their difference from `without`."""
     found = run.content(RULES, name, "metrics.json")["test"]
     kept = {metric: found[metric] for metric in without if metric in found}
     return {"rules": rules_set(run), "test": kept, "change": {key: kept[key] - without[key] for key in kept}}
 
 
 def end_of_training(data: RunData) -> float:
-    """Return when training ends, in days since 1970: the time of cases whose own is not known."""
+    """Return when training ends, in days since 1970."""
     unit = data.run.content("prepare", "summary.json").get("understood", {}).get("time", {}).get("unit")
     table = pl.read_parquet(data.run.checked("prepare", TRAINING_LOGS))
     if unit is None or TIMESTAMP not in table.columns:

@@ -26,7 +26,7 @@ BUILD, DONE = "build", "done"  # messages from the first process to the others
 
 
 def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
-    """Make a stage, a `/`-separated folder, unless it is up to date; return its path.
+    """Make a stage unless it is up to date; return its path.
 
     Raises:
         UserError: an input is missing, or the stage was changed.
@@ -73,7 +73,6 @@ def _marker(directory: Path, name: str) -> Path:
 
 
 def _build(directory: Path, name: str, declared: Declaration, wanted: MadeFrom) -> None:
-    """Build and publish a stage, resuming an interrupted attempt."""
     fingerprint, work = wanted.fingerprint(name), _work(directory, name)
     if begun_for(directory, name) != fingerprint:
         _forget(directory, name, declared)
@@ -99,7 +98,6 @@ def _build(directory: Path, name: str, declared: Declaration, wanted: MadeFrom) 
 
 
 def _forget(directory: Path, name: str, declared: Declaration) -> None:
-    """Remove an interrupted attempt."""
     work, marker = _work(directory, name), _marker(directory, name)
     if os.path.lexists(work) or os.path.lexists(marker):
         _check(directory, name, declared)

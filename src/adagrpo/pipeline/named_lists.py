@@ -68,7 +68,7 @@ class Answering(NamedTuple):
 
 
 def answering(run: RunDirectory, asked: ListOptions) -> Answering:
-    """Return what answers, the refit for the list that `decide` chose; refuse stale parts of the list.
+    """Return what answers, the refit for the list that `decide` chose; refuse stale parts.
 
     Raises:
         UserError: see `served_list` and `check_served`.
@@ -107,7 +107,6 @@ def served_list(
     Args:
         arm: see `adagrpo.lists.names`; None: the decision or, without one or for a checkpoint other than the best, the
             best arm on validation.
-        reward_weight: see `ListOptions`.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
@@ -161,7 +160,7 @@ def check_served(
 
 
 def list_read(run: RunDirectory, name: ListName, weight: float, checkpoint: Checkpoint = "best") -> dict[str, Any]:
-    """Return the reward, rules and file hashes that a list reads besides its policy."""
+    """Return reward, rules and file hashes that a list reads besides its policy."""
     maker = ListMaker(Models(RunData(run)), checkpoint=checkpoint)
     files = {label_of(run, file): hash_of(run, file) for file in maker.files(name)}
     reward = describe_reward(maker.models) if maker.asks_reward(name) else {}

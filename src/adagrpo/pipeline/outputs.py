@@ -26,7 +26,7 @@ COLLECTED, DECIDED = "collected", "decided"
 def keep_settings(
     run: RunDirectory, data_files: Mapping[str, str] | None = None, also: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Write a command's settings into run.yaml, and with `data_files` the hashes of logs that were read anew."""
+    """Write a command's settings into run.yaml, and with `data_files` the hashes of logs."""
     if not processes().is_main_process:
         return
     kept: dict[str, Any] = {}

@@ -48,7 +48,7 @@ class RandomOrder(NamedTuple):
         return [name for name in names if moved[name] >= LEAST and self.against(name, other, level=level).high < 0]
 
     def outdone(self, names: Sequence[str], clicks: Mapping[str, float]) -> dict[str, str]:
-        """Return the lists that another one is significantly above, by one of these with no fewer clicks of lists.
+        """Return the lists that one with no fewer clicks is significantly above, and by which.
 
         One-sided, over all others of a list (Bonferroni): multiple comparisons with the best (Hsu 1984).
         """
@@ -71,7 +71,7 @@ class Independence(NamedTuple):
 
 
 def random_order(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str = RANDOM) -> RandomOrder | None:
-    """Evaluate lists by name on at most `MOST_USERS` users of a prepared file; None if none has a usable pair."""
+    """Evaluate lists on at most `MOST_USERS` users of a prepared file; None without a usable pair."""
     shown = _shown(data, judge)
     if shown is None:
         return None
@@ -92,7 +92,7 @@ def random_order(data: RunData, lists: Iterable[tuple[str, Recommender]], judge:
 
 
 def independence(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> Independence | None:
-    """Test whether what was shown after validation depends on the user, by lists of his past; None without times."""
+    """Test whether what was shown after validation depends on the user; None without times."""
     shown = _shown(data, SHOWN_LATER)
     if shown is None or TIMESTAMP not in shown.columns:
         return None
@@ -116,7 +116,7 @@ def independence(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> Ind
 
 
 def clicks_of_lists(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str) -> dict[str, float]:
-    """Return by list the share of its ten places that users would click, of at most `MOST_USERS` of a prepared file.
+    """Return by list the share of its ten places that at most `MOST_USERS` users would click.
 
     Of what each was shown of his list; places of items that nobody was shown count as not clicked.
     """

@@ -5,8 +5,7 @@
     OUT/manifest.json           rows of each part
     OUT/summary.json            counts and versions; written last
 
-An interrupted command continues with missing or changed parts. Ray repeats the tasks of dead actors,
-so workers rename their output to a name derived from the task. Several machines need a shared file system. Without
+An interrupted command continues with missing or changed parts. Several machines need a shared file system. Without
 `RAY_ADDRESS`, Ray runs on this machine.
 """
 
@@ -61,8 +60,7 @@ def recommend_users(
     """Write lists for all users of a file, and return summary.json with the folder.
 
     Args:
-        users: see `adagrpo.data.histories`; without histories, the complete logged ones are used, including held-out
-            and later items.
+        users: see `adagrpo.data.histories`; without histories, the complete logged ones, held-out items included.
         out: a new folder, or one that the same command began.
         asked: which lists; `exclude_history` applies to the whole history.
         columns: of users and histories. None: `user_id` or else the run's; `history`, if the file has it.
@@ -157,7 +155,7 @@ def _user_column(run: RunDirectory, users: Path) -> str:
 
 
 def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
-    """Return the fingerprint of a folder's lists, or None, and the sha256 of its parts."""
+    """Return a folder's fingerprint, or None, and the sha256 of its parts."""
     path = out / BEGUN
     if not path.is_file():
         return None, {}

@@ -1,8 +1,8 @@
 """RUN/refit: the list that `decide` chose, its parts fitted once more on all interactions.
 
-A run inside the run. Its `prepare` has every interaction in training and no case; each fit takes as many epochs as
+A run inside the run: its `prepare` has every interaction in training and no case; each fit takes as many epochs as
 validation found best in the run's own fit of the stage. Everything else is read from the run itself: Semantic IDs,
-versions of the catalogue, the weights of fused lists and of rewards. Nothing is measured with it: no test case is left.
+versions of the catalogue, the weights of fused lists and of rewards.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from adagrpo.storage.writing import MANIFEST
 
 
 def refit_of(run: RunDirectory) -> RunDirectory:
-    """Return the directory of a run's refit, whether or not there is one."""
+    """Return the directory of a run's refit, perhaps missing."""
     refit = type(run)(run.directory / REFIT, run.config, run.data, run.console, run.code, measured=run)
     refit.called, refit.described, refit.overrides = run.called, run.described, run.overrides  # of messages
     return refit
 
 
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
-    """Fit the parts of a list on all interactions; return their number and the seconds that fitting took."""
+    """Fit a list's parts on all interactions; return their number and the seconds taken."""
     refit = refit_of(run)
     stages = fitted_stages(refit, chosen)
     run.console.note(f"{REFIT}: the parts of {chosen} are fitted once more, on all interactions")
@@ -55,7 +55,7 @@ def why_not_refit(refit: RunDirectory, chosen: str) -> str:
 
 
 def fitted_stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
-    """Return what a list is made of that reads training interactions, in execution order."""
+    """Return a list's stages that read training interactions, in execution order."""
     called = parse_list(chosen)
     maker = ListMaker(Models(RunData(refit)))
     wanted = set(sources_of(maker.files(called)))

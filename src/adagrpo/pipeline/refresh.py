@@ -5,8 +5,7 @@
    on all rows before them (`trial`): counts anew, weights from those of the served list, for `GOING_ON` of the epochs
    of the refit. Both lists answer each user's first interaction of the newer half, with the same history.
 3. The served list stays if the other's NDCG@10 is lower by more than `decide.margin` of its own and the 95 % interval
-   of the difference is below zero; or with fewer than `FEWEST` cases. The rows are kept all the same. (To ask, as
-   `decide` does of a simpler list, for an interval that ends within the margin would take more cases than a night has.)
+   of the difference is below zero; or with fewer than `FEWEST` cases. The rows are kept all the same.
 4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
 
 Impressions, if the run has them, are kept and taken in the same way; cases are then weighted by
@@ -80,8 +79,6 @@ WEEKS = 4  # before a day without rows, in most of which the day of its week has
 
 
 class _Rows(NamedTuple):
-    """All rows so far, and what is said of the new ones."""
-
     rows: pl.DataFrame  # user_id, item_id, timestamp [, basket]
     shown: pl.DataFrame | None  # user_id, item_id, timestamp, clicked [, slot ...], where the run knows it
     unit: str | None  # of the times
@@ -142,7 +139,7 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
 
 
 def serve_before(run: RunDirectory) -> dict[str, Any]:
-    """Serve what was served before the refresh that is served now; return both numbers, 0 for the refit."""
+    """Serve what was served before the current refresh; return both numbers, 0 for the refit."""
     with locked(run):
         number, last = refreshes(run)
         if not number:
@@ -243,7 +240,6 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
 
 
 def _is_of_shown(source: LogSource, path: Path) -> bool:
-    """Whether a file is of impressions, where the run has them in files of their own."""
     columns = [shown.options.columns for shown in source.shown]
     return any({one.item, one.clicked} <= {*columns_of(path)} for one in columns if one.clicked is not None)
 
@@ -251,11 +247,7 @@ def _is_of_shown(source: LogSource, path: Path) -> bool:
 def _with_new_shown(
     source: LogSource, read: Logs, refuse: Refusals, paths: Sequence[Path], known: Path, rows: pl.DataFrame
 ) -> pl.DataFrame | None:
-    """Return all impressions so far: those of `known`, or else of the run's own files, and of new files.
-
-    Args:
-        rows: with ids of the types that the run has.
-    """
+    """Return all impressions so far: those of `known`, or else of the run's own files, and of new files."""
 
     def impressions(logs: Logs, files: Sequence[Path]) -> pl.DataFrame | None:
         for shown in source.shown if files else []:
@@ -283,7 +275,7 @@ def _said(time: Any, unit: str | None) -> str:
 
 
 def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[str]:
-    """Return the days without rows since those known, if their day of the week has rows in most weeks before."""
+    """Return new days without rows whose day of the week has rows in most weeks before."""
     if unit is None:
         return []
     days = [(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64) for times in (known, new)]
@@ -298,7 +290,7 @@ def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[st
 
 
 def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset, float, int]:
-    """Return all interactions, the time of the first cases, and how many items there are before it.
+    """Return all interactions, the time of the first cases, and the number of items before.
 
     Items keep the numbers that they have in the served list; behind them come those that are new before the cases, and
     then those that are new after.
@@ -332,7 +324,6 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
 
 
 def _cut(run: RunDirectory, data: Dataset, lengths: NDArray[np.int64], start: float) -> splits.Split:
-    """Return the split at the time of the first cases: all before is for training."""
     offsets = np.append(0, lengths.cumsum()).astype(np.int64)
     split = splits.temporal(data.interactions[TIMESTAMP].to_numpy(), offsets, validation_from=start, test_from=np.inf)
     if run.config.data.split.baskets:
@@ -378,7 +369,7 @@ def _placed(
     least: int | None,
     served: CatalogVersion | None = None,
 ) -> Declaration:
-    """Declare the codes: those of `base`, and for the items behind these free ones near similar items.
+    """Declare the codes: those of `base`, and for later items free ones near similar items.
 
     Args:
         least: interactions that an item needs to be in lists, where it is not in the served one; None: it is in none.
@@ -414,7 +405,6 @@ def _placed(
 
 
 def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
-    """Fit what a list is made of, with the texts of new items where it reads vectors of texts."""
     stages = fitted_stages(made, chosen)
     vectors = any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages)
     if vectors and reads_texts(run.config):
@@ -425,7 +415,6 @@ def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
 
 
 def _encoded(made: RunDirectory) -> Declaration:
-    """Declare the encoding of the texts of new items."""
     assert made.begun is not None, "a refresh goes on from something"
     before = made.begun.path(*ENCODED)
 
@@ -442,7 +431,6 @@ def _encoded(made: RunDirectory) -> Declaration:
 
 
 def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Sequence[Any]) -> dict[str, Any]:
-    """Answer the cases by the served list and the other, and say which is to be served."""
     data, known = RunData(trial), len(old.version.items)
     try:
         cases = data.cases("validation")
@@ -493,7 +481,7 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
 
 
 def _lists(maker: ListMaker, weights: Sequence[str], name: ListName, data: RunData, cases: Cases) -> NDArray[np.int64]:
-    """Return (N, W) items of a list, -1 behind the last; `data` says whose the cases are."""
+    """Return (N, W) items of a list, -1 behind the last."""
     of = maker.models.data
     served = maker.recommender(name, of.run.path(*weights))
     found = np.full((len(cases), served.width), -1, np.int64)
@@ -514,7 +502,6 @@ def _without(lists: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.in
 
 
 def _items_below(histories: Ragged, items: int) -> Ragged:
-    """Return histories without the items from a number on."""
     kept = histories.values < items
     counts = np.bincount(np.repeat(np.arange(len(histories)), histories.lengths)[kept], minlength=len(histories))
     parts = {name: value[kept] for name in ("baskets", "days") if (value := getattr(histories, name)) is not None}

@@ -40,7 +40,7 @@ class Refreshed(NamedTuple):
 def refresh_of(
     run: RunDirectory, number: int, which: Literal["list", "trial"] = "list", begun: RunDirectory | None = None
 ) -> RunDirectory:
-    """Return a directory of a refresh, whether or not it is there; `begun` is the fit that it goes on from."""
+    """Return a refresh's directory, perhaps missing; `begun` is the fit it goes on from."""
     folder = run.directory / REFRESH / f"{number:04d}" / which
     made = type(run)(folder, run.config, run.data, run.console, run.code, measured=run, begun=begun or refit_of(run))
     made.called, made.described, made.overrides = run.called, run.described, run.overrides  # of messages
@@ -48,7 +48,7 @@ def refresh_of(
 
 
 def refreshes(run: RunDirectory) -> tuple[int, int]:
-    """Return the number of the refresh that is to be served, 0 for the refit, and of the last finished one."""
+    """Return the numbers of the refresh to serve, 0 for the refit, and the last finished one."""
     path = run.directory / REFRESH / SERVED
     content = read_json(path) if path.is_file() else {"number": 0, "last": 0}
     return int(content["number"]), int(content["last"])
@@ -66,7 +66,7 @@ def open_refresh(run: RunDirectory, number: int) -> Refreshed:
 
 
 def decided_by(run: RunDirectory, chosen: str) -> str:
-    """Return the hash of what a refresh is of: the list, and every fit of it in the run and its refit."""
+    """Return the hash of what a refresh is of: the list and its fits."""
     refit = refit_of(run)
     files = [file for file in ListMaker(Models(RunData(refit))).files(parse_list(chosen)) if isinstance(file, str)]
     fits = {
@@ -76,7 +76,7 @@ def decided_by(run: RunDirectory, chosen: str) -> str:
 
 
 def served_refresh(run: RunDirectory, chosen: str) -> tuple[Refreshed | None, str]:
-    """Return the refresh that answers for the chosen list, None for the refit, and why not the one that should."""
+    """Return the refresh that answers, None for the refit, and why not the one that should."""
     number, _ = refreshes(run)
     if not number:
         return None, ""

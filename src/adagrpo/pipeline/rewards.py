@@ -3,8 +3,7 @@
 It refuses a reward that fails, is not finite or is constant on some validation cases. `reward.json` keeps the
 within-case standard deviation of its scores and each member's; a sum without weights has no scores yet.
 
-For external rewards (`PROBED`), whose data or endpoints may change unnoticed, it also keeps the scores of `PROBE`
-(history, item) pairs, compared at every load.
+For external rewards (`PROBED`) it also keeps the scores of `PROBE` (history, item) pairs, compared at every load.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ NOISE, NOISE_OF_SPREAD = 1e-6, 1e-3
 
 
 def check_reward(models: Models) -> str:
-    """Check the reward, and return how its answers have changed; empty if they have not.
+    """Check the reward; return how its answers have changed, empty if they have not.
 
     Raises:
         UserError: it is constant, not finite or otherwise invalid.
@@ -60,7 +59,7 @@ def check_reward(models: Models) -> str:
 
 
 def look_before_fitting(models: Models) -> None:
-    """Score real rows by the rewards that need nothing that the run fits; errors as of `check_reward`."""
+    """Score real rows by rewards that need no fit; errors as of `check_reward`."""
     data, options = models.data, models.config.reward
     if data.config.without_order or not options.is_made_elsewhere:
         return
@@ -71,7 +70,7 @@ def look_before_fitting(models: Models) -> None:
 
 
 def first_look(run: RunDirectory) -> Declaration:
-    """Declare the stage for a reward that the run does not fit itself."""
+    """Declare the stage for a reward that the run does not fit."""
     data, options = RunData(run), run.config.reward
     models = Models(data)
 

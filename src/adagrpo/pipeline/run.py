@@ -217,9 +217,9 @@ class Run(RunDirectory):
         Returns:
             The content of decision.json: `chosen`, `why`, a `warning` if the policy loses to a simple list, gains from
             `training` and from the reward in fusion (`reward_in_fusion`), `doubts`, the command to `serve`, the
-            `experiment` (None if the control is chosen) and `contenders`; with rules, which have no part in the choice,
-            `under_rules`: test metrics of the chosen list and their change. Also, unless `decide.refit` is false,
-            `refit`: the `interactions` that the chosen list was fitted on once more, and the `seconds` that took.
+            `experiment` (None if the control is chosen) and `contenders`; with rules, `under_rules`: test metrics of
+            the chosen list and their change; unless `decide.refit` is false, `refit`: its `interactions`, and the
+            `seconds` that it took.
         """
         if self.catalog:
             raise UserError(
@@ -426,7 +426,6 @@ class Run(RunDirectory):
             items: table of new items, with the columns of `data.items`.
             delist: item ids, or files of them.
             interactions: files like the run's logs, in which new items occur with others.
-            start: version to change.
 
         Raises:
             UserError: an id or file is invalid, or a new item cannot be related to any other.
@@ -468,7 +467,7 @@ class Run(RunDirectory):
 
     @contextmanager
     def _doing(self, command: str | None = None) -> Iterator[None]:
-        """Lock the directory and carry out a command; run.yaml takes its settings only on success."""
+        """Lock the directory; run.yaml takes a command's settings only on success."""
         if command not in (None, "prepare", "ranker"):
             refuse_without_order(self.config, f"adagrpo ranker --run {self.called}")
         self._served.clear()
@@ -485,14 +484,12 @@ class Run(RunDirectory):
                 self.console.close()
 
     def _note_made_again(self, commands: Sequence[str] | None) -> None:
-        """Report which finished stages of some commands (None: all) will be rebuilt."""
         for part in made_again(self):
             row = self.stages.row(part.name)
             if commands is None or (row is not None and row.command in commands):
                 self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
     def _make(self, command: str, arms: Sequence[str] | None = None) -> None:
-        """Make a command's stages, in table order."""
         for name, declare in stages_of(self, [command], arms).items():
             if name in self._ready:
                 continue

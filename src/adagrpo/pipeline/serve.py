@@ -74,7 +74,7 @@ def recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dic
 
 
 def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, dict[str, Any], ListMaker, str]:
-    """`recommender` without checking the reward, the maker of other lists, and why no refit answers."""
+    """`recommender` without a check, the maker of other lists, and why no refit answers."""
     if asked.precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {asked.precision!r} is none of {', '.join(get_args(Precision))}")
     found = answering(run, asked)
@@ -187,7 +187,6 @@ class _Wanted:
 
 
 def _reopened(run: RunDirectory) -> RunDirectory:
-    """The run as now on disk."""
     return type(run).open(run.called, run.overrides)
 
 

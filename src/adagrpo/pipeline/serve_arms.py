@@ -50,7 +50,7 @@ def load_treatments(
     catalog: str,
     guarded: Callable[[Reward], Reward],
 ) -> list[Serving]:
-    """Load the treatments' models in plan order, with the control's catalogue, items and groups."""
+    """Load the treatments' models in plan order, with the control's catalogue."""
     first, own = runs[trial.plan.control], trial.plan.arms[trial.plan.control]
     held = {id(first): maker}
     rewards: dict[tuple[int, int], Reward] = {}  # by run and by member of a sum
@@ -93,7 +93,7 @@ def weight_said(name: ListName, served: Recommender) -> float | None:
 
 
 def look_at_reward(models: Models) -> None:
-    """Report a failing reward, which lists can do without; refuse one whose answers have changed."""
+    """Report a failing reward; refuse one whose answers have changed."""
     run = models.run
     try:
         other = check_reward(models)

@@ -1,8 +1,7 @@
 """What a stage of a run is: a row of the table of stages, what one is made from, and its state.
 
 Stages join by name: `Declaration.reads` names a file of another stage as `stage:file`, such as
-`sft:best/model.safetensors`. A stage's manifest keeps what it was made from, `MadeFrom`, and the stage is made again
-when its declaration says something else now.
+`sft:best/model.safetensors`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Declaration:
     changed: Callable[[Path], str] = lambda there: ""  # what changed otherwise since a folder was built, in words
 
     def writes(self, name: str) -> bool:
-        """Return whether a file may be one of those written, by its path in the folder."""
+        """Return whether a path may be one of those written."""
         return Path(name).name in (*self.files, MANIFEST)
 
 
@@ -67,7 +66,7 @@ class MadeFrom(NamedTuple):
 
     @classmethod
     def of(cls, content: Mapping[str, Any], stages: StageTable) -> MadeFrom | None:
-        """Read a manifest's content; None if it does not say, or as no version that is known."""
+        """Read a manifest's content; None if unknown."""
         made_from = content.get("made_from") or {}
         if made_from.keys() == {*cls._fields}:
             return cls(**made_from)
@@ -110,7 +109,7 @@ def sources_of(reads: Iterable[Read]) -> list[str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table of stages: one stage, or stages that differ only in arm, fold or checkpoint."""
+    """A row of the table: a stage, or stages that differ in arm, fold or checkpoint."""
 
     name: str  # its folder; `*` matches any name, `a|b` either
     command: str  # `adagrpo <command>` makes it
@@ -128,7 +127,7 @@ class Stage:
     refit: bool = False  # made of training interactions, so that a refit makes it again
 
     def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
-        """Return the declarations of the stages that a recipe needs, by name."""
+        """Return the declarations that a recipe needs, by name."""
         if self.members is not None and not config.without_order:
             return self.members(config, arms)
         declare = self.without_order if config.without_order else self.declare
@@ -147,7 +146,7 @@ class Stage:
         )
 
     def why_unused(self, name: str, config: Config) -> str:
-        """Return why a recipe does not need a stage; empty if it does, or unknown."""
+        """Return why a recipe does not need a stage, or empty."""
         arms = [arm.name for arm in config.train.arms]
         if name in self.asked_for(config, arms):
             return ""
@@ -164,7 +163,7 @@ class StageTable(tuple[Stage, ...]):
         return next((row for row in self if row.matches(name)), None)
 
     def named(self, path: str) -> str | None:
-        """Return the `stage:file` of a path in a run; None if it is of no stage."""
+        """Return a path's `stage:file`; None if of no stage."""
         parts = path.split("/")
         ends = (end for end in range(len(parts) - 1, 0, -1) if self.row("/".join(parts[:end])) is not None)
         return next((f"{'/'.join(parts[:end])}:{'/'.join(parts[end:])}" for end in ends), None)

@@ -65,7 +65,6 @@ def _alone(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 
 def _listed(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    """Return the lists evaluated as served."""
     without = [] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD]
     names = [
         *([] if config.decide.control is None else [CONTROL]),

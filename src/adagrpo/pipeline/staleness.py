@@ -36,7 +36,7 @@ def parts_of(
     measuring: bool = False,
     more: Mapping[str, Declare] = MappingProxyType({}),
 ) -> dict[str, Part]:
-    """Return the state of every stage that exists or is needed, by name, in execution order.
+    """Return the state of existing and needed stages by name, in execution order.
 
     Args:
         logs: also check for changed logs, and missing test cases or truth.
@@ -90,7 +90,7 @@ def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
 
 
 def made_again(run: RunDirectory) -> list[Part]:
-    """Return finished stages that `adagrpo run` rebuilds for a changed setting, file or log, without downstream ones.
+    """Return finished stages that `adagrpo run` rebuilds for a change, without downstream ones.
 
     Omits page-only stages if just the set of arms has changed.
     """
@@ -120,7 +120,7 @@ def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] 
 
 
 def left_out_arms(run: RunDirectory) -> dict[str, str]:
-    """Return trained arms that do not match the current settings and files, and why."""
+    """Return trained arms that are out of date, and why."""
     parts = parts_of(run, measuring=True)
     arms = {name.removeprefix("train/"): part for name, part in parts.items() if name.startswith("train/")}
     return {name: part.why for name, part in arms.items() if part.there and not part.usable}

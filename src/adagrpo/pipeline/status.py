@@ -179,7 +179,6 @@ def plan(
 
     Args:
         commands: by default those of `adagrpo run`.
-        more: further stages in order, by name.
 
     Returns:
         JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; total `seconds`, None

@@ -1,7 +1,7 @@
 """Initial recipe for a log: columns, and sizes by fixed rules.
 
 Two levels of K balanced codes, K the least power of two with K² >= 1.25 V; colliding items move to the nearest free
-code. Each first code has at most 1.1 V / K <= K items, so all fit. Measurements: docs/how-to/own-logs.md.
+code. Measurements: docs/how-to/own-logs.md.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def batch_of(histories: list[NDArray[np.int64]], max_history: int) -> Histories:
 
 @torch.no_grad()
 def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histories, width: int) -> float:
-    """Return the share of histories with an invalid item in the top ten of unconstrained beam search."""
+    """Return the share of histories with an invalid item in the unconstrained top ten."""
     policy = policy.eval().frozen()
     context = policy.encode(histories)
     _, free = beam_search_both(policy, context, width, trie=catalog.trie, constrained_width=width, excluded=None)
@@ -181,7 +181,7 @@ def _known(value: Any) -> Any:
 
 
 def _says_chances(run: RunDirectory) -> bool:
-    """Return whether the ranker was fitted on impressions, so that it predicts click probabilities."""
+    """Return whether the ranker predicts click probabilities."""
     loss = RunData(run).ranker_loss
     if loss != "impressions":
         run.console.note(

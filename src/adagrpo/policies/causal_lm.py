@@ -7,7 +7,7 @@
 
 Code K_l ("outside") sums all other tokens, so `level_sizes` is K_l + 1 (`Catalog.with_outside`). NLL at all positions
 is one causal pass. Scoring packs completions behind one prompt under `mask`; decoding keeps its keys and values once
-per sample. Departure: TRL and most open recommenders copy the prompt per completion.
+per sample.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def same_in_training(self) -> bool:
-        """See `Policy`; False under checkpointing, which keeps nothing for a second pass."""
+        """See `Policy`; False under checkpointing."""
         return self._steady
 
     @property
@@ -351,7 +351,7 @@ def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
 
 
 def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
-    """Build the policy of a run, within `SharedCodesPolicy` if items share Semantic IDs."""
+    """Build a run's policy, within `SharedCodesPolicy` if items share Semantic IDs."""
     options, catalog = spec.options.lm, spec.catalog
     assert options is not None  # the configuration checks it
     sizes = tuple(size - 1 for size in catalog.level_sizes)

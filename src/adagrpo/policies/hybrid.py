@@ -253,7 +253,7 @@ class HybridPolicy(nn.Module):
         return self._item_vectors(items), self.bias(items).squeeze(-1)
 
     def _prefix_vectors(self, nodes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, D) and (n, 1) biases of prefixes; logits bound their log-mass from below (Jensen)."""
+        """(n, D) and (n, 1) biases of prefixes; logits bound log-mass from below (Jensen)."""
         if nodes is None:
             nodes = torch.arange(self.trie.node_counts[self.prefix], device=self.bias.weight.device)
         below = leaves_below(self.trie, self.prefix, nodes)

@@ -37,7 +37,7 @@ class HeadScores(NamedTuple):
 
 
 class HeadTable:
-    """Vectors of a frozen policy, cached in the precision last used, as autocast would convert them every time."""
+    """Vectors of a frozen policy, cached in the precision last used."""
 
     def __init__(self, vectors: Tensor, bias: Tensor) -> None:  # vectors (V, D) float32, bias (V, 1) float32
         self._vectors, self.bias = vectors, bias
@@ -111,7 +111,7 @@ def shares_below(
     queries: Tensor,  # (B, D)
     vectors_of: VectorsOf,
 ) -> Tensor:  # (T,) of the branches
-    """Return each child's share of its node's mass, from items below only."""
+    """Return each child's share of its node's mass."""
     below = leaves_below(trie, level, nodes)
     shares = shares_within(below, leaf_logits(below, queries, vectors_of))
     if level + 1 == trie.num_levels:
@@ -122,14 +122,14 @@ def shares_below(
 
 
 def crowded(trie: Trie, level: int) -> bool:
-    """Return whether most codes lead to a node: a table beats listing children."""
+    """Return whether most codes lead to a node."""
     nodes, below = trie.node_counts[level : level + 2]
     return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
 
 
 # nodes (B, W), above (B, 1 + n_l), below (B, 1 + n_{l+1}) -> (B, W, K)
 def shares_of_codes(trie: Trie, level: int, nodes: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """Return each code's share of its node's mass, 0 where it leads to none; for dense levels."""
+    """Return each code's share of its node's mass, 0 where it leads to none."""
     known = nodes.clamp(min=0)
     mass = above.gather(1, known + 1).clamp(min=_TINY)
     # the gradient -1 / m² overflows below 5e-20; a power of two brings such an m up and changes no bit of the result
@@ -152,7 +152,7 @@ def shares_of_branches(nodes: Tensor, branches: Branches, above: Tensor, below: 
 
 # vectors (V, D), states (N, D), bias (V, 1) -> (N, 1 + V) float32
 def exponentials(vectors: Tensor, states: Tensor, bias: Tensor) -> Tensor:
-    """Return exponentials of logits minus each sample's maximum, after a leading 0."""
+    """Return exponentials of logits minus their maximum, after a leading 0."""
     count, of_rows = len(states), bias.view(1, -1)
     padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
     padded[:, 0] = 0

@@ -105,11 +105,11 @@ def from_configuration(
 def from_folder(
     folder: Path, code_sizes: tuple[int, ...], *, seed: int, weights: bool
 ) -> tuple[PreTrainedModel, Vocabulary]:
-    """Load a model from a local folder (`config.json`, safetensors) and add tokens for the codes.
+    """Load a model from a local folder and add tokens for the codes.
 
     UserError for another folder, one with code, or codes of another catalogue.
 
-    The new embeddings are drawn by `seed` with mean and standard deviation of the existing ones; without `weights` all.
+    New embeddings have mean and standard deviation of the existing ones; without `weights` all are drawn.
     """
     model = load_folder(folder, seed=seed, weights=weights)
     known = folder / VOCABULARY_FILE
@@ -165,7 +165,7 @@ def end_token(model: PreTrainedModel) -> int:
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
-    """Choose what trains, in place: everything, embeddings and head, or these and LoRA adapters of the frozen body.
+    """Choose what trains, in place: everything, embeddings and head, or these and LoRA adapters.
 
     The adapters are scaled by `lora_alpha` / rank; `bfloat16` is of the frozen weights. UserError for LoRA without
     `peft`.
@@ -201,7 +201,7 @@ def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
 
 
 def read_tokenizer(folder: Path, key: str) -> Any:
-    """Load the tokenizer of a folder for `policy.lm.<key>`; UserError if the folder has none, or contains code."""
+    """Load a folder's tokenizer for `policy.lm.<key>`; UserError if it has none, or contains code."""
     refuse_code(folder, "policy.lm.checkpoint")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -235,7 +235,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Enable gradient checkpointing; UserError if no layer supports it, or there is dropout inside the body."""
+    """Enable gradient checkpointing; UserError if unsupported, or for dropout inside the body."""
     key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
         raise UserError(f"{key}: {kind} has no layers that support it")

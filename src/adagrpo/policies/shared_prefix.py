@@ -59,7 +59,7 @@ class Packed(NamedTuple):
 
 
 def block(shared: int, hypotheses: int, length: int, device: torch.device) -> Block:
-    """Lay out `shared` tokens, then `hypotheses` parallel runs of `length` tokens that see these and their own."""
+    """Lay out `shared` tokens, then `hypotheses` runs of `length` tokens that see these and their own."""
     owner = functional.pad(torch.arange(hypotheses, device=device).repeat_interleave(length), (shared, 0), value=-1)
     behind = torch.arange(length, device=device).repeat(hypotheses) + shared
     steps = torch.cat([torch.arange(shared, device=device), behind])
@@ -126,10 +126,7 @@ def of_hypotheses(written: Tensor, parents: Tensor, level: int) -> Tensor:
 
 @contextmanager
 def checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Switch gradient checkpointing on, also in evaluation mode, or off within the context.
-
-    `transformers` checkpoints in training mode only, and then drops the cache.
-    """
+    """Switch gradient checkpointing on, also in evaluation mode, or off within the context."""
     modules: list[Any] = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     modes = [module.training for module in modules]
     for module in modules:
@@ -205,7 +202,7 @@ class CausalState:
 
 # hidden (B, T, D), rows (N,) int64, indices (N, P) int64 -> (N, P, D)
 def states_at(hidden: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
-    """Gather states at positions of rows; its backward pass is faster than indexing on a CPU.
+    """Gather states at positions of rows.
 
     >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
     >>> states_at(hidden, torch.tensor([1, 0]), torch.tensor([[1], [0]])).flatten().tolist()

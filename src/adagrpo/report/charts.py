@@ -1,8 +1,8 @@
 """Charts as inline `<svg>` elements, drawn by matplotlib (imported only then), reproducible byte for byte.
 
 A method has one colour in every chart, with a marker or dashes of each name's own. Colours are those of Okabe & Ito
-2008, and a few darker ones. Curves of more than 80 steps are drawn as means,
-`y_j = mean of the values whose x falls in the j-th of 80 equal bins`.
+2008. Curves of more than 80 steps are drawn as means, `y_j = mean of the values whose x falls in the j-th of 80 equal
+bins`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def draw(
     height: float = HEIGHT,
     notes: str = "",  # text above the legend
 ) -> str:
-    """Draw a chart of some pixels without title and legend; the description is for readers who cannot see it."""
+    """Draw a chart without title and legend; the description is for readers who cannot see it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -312,7 +312,7 @@ def stacked_area_chart(
     y_label: str,
     overlay: tuple[str, Sequence[float | None]],  # name and fractions of the dashed line
 ) -> str:
-    """Draw stacked shares and a dashed line for the lowest; missing fractions count as 0, or as a gap if all are."""
+    """Draw stacked shares and a dashed line for the lowest; missing ones count as 0, or as a gap if all are."""
     binned = [bin_means(x, values) for _, values in layers]
     steps, line, width = bin_means(x, overlay[1])
     shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, steps)
@@ -420,7 +420,7 @@ def forest_chart(
 def bin_means(
     x: Sequence[float], y: Sequence[float | None], bins: int = BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Average over at most so many bins: positions, means of finite values or NaN, bin width (0: not averaged)."""
+    """Average over bins: positions, means or NaN, bin width (0: not averaged)."""
     pairs = [(a, b if is_finite(b) else np.nan) for a, b in zip(x, y, strict=True) if is_finite(a)]
     positions, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     if len(pairs) <= bins or not np.ptp(positions) > 0:

@@ -23,7 +23,7 @@ RANKER = "The sequential ranker is fitted on shown items alone here, on purpose:
 
 
 def decision_table(content: Mapping[str, Any]) -> Table:
-    """Tabulate all lists that were compared, the simplest first, with validation NDCG and test metrics."""
+    """Tabulate the compared lists, the simplest first, with validation NDCG and test metrics."""
     compared = content["contenders"]
     utility = any("true_utility@10" in row["test"] for row in compared)
     judges = {"random": "AUC on random", "shown_later": "AUC of shown"}
@@ -169,7 +169,7 @@ def _sentence(text: str | None) -> list[str]:
 
 
 def decision_text(content: Mapping[str, Any]) -> str:
-    """Return the decision for the terminal, with the commands to serve and test it."""
+    """Return the decision for the terminal, with commands."""
     warning = _sentence(content["warning"])
     lines = [*warning, *(text for text in decision_sentences(content) if text not in warning), "", content["serve"]]
     if (refit := content.get("refit")) is not None:
@@ -188,7 +188,7 @@ def decision_text(content: Mapping[str, Any]) -> str:
 
 
 def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> list[str]:
-    """Return the effect of re-ranking per thousand users, and the list that `decide` chose or how to choose one."""
+    """Return re-ranking's effect per thousand users, and the chosen list or how to choose one."""
     advice = []
     if result["verdict"]["decision"] == "use":
         own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
@@ -214,8 +214,7 @@ def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, c
 def contenders_table(content: Mapping[str, Any]) -> Table:
     """Tabulate lists by reward from demo.json, the simplest first; trained ones at their best checkpoint.
 
-    Of lists of counts and neighbours only the best on validation has a row, and a list with the figures of another has
-    none, unless it was chosen.
+    Of lists of counts and neighbours only the best has a row; one with the figures of another has none, unless chosen.
     """
     rows: dict[tuple[str, str], tuple[str, ...]] = {}  # by reward and list
     chosen: dict[tuple[str, str], list[str]] = {}

@@ -180,7 +180,7 @@ def _rate(value: float | None) -> str:
 
 
 def weight_figures(content: Row) -> list[Figure]:
-    """Draw the change of NDCG@10 and HR@10 over the weights of re-ranking, from `weights` of `diagnose.json`."""
+    """Draw the change of NDCG@10 and HR@10 over the weights of re-ranking."""
 
     def text(weight: float | None) -> str:
         return "∞" if weight is None else f"{weight:.3g}"
@@ -218,7 +218,7 @@ def weight_figures(content: Row) -> list[Figure]:
 
 
 def exposure_figures(content: Row) -> list[Figure]:
-    """Draw how well ranker and policy order items with similar exposure, from `by_exposure` of `diagnose.json`."""
+    """Draw how well ranker and policy order items with similar exposure."""
     bins, counted = content["bins"], content["counted"]
 
     def share(interval: Row | None) -> str:

@@ -202,7 +202,7 @@ def guardrails_table(rows: Sequence[Row]) -> Table:
 
 
 def daily_table(rows: Sequence[Row]) -> Table:
-    """Tabulate effects up to each day; a fading one suggests novelty or a bug."""
+    """Tabulate effects up to each day."""
     lines = [
         (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row)))
         for row in rows

@@ -73,10 +73,10 @@ class Log:
 
 
 def of_this_reward(logs: Sequence[Log], metrics: Mapping[str, Any]) -> tuple[list[Log], list[str]]:
-    """Drop logged mean rewards of another reward than the run's current one; also return the arms concerned.
+    """Drop logged mean rewards of another reward; also return the arms concerned.
 
-    Continued NLL is not retrained when the reward changes. At step 0 all arms are the starting policy, so another mean
-    reward there means another reward. If no arm reads the reward, all are kept.
+    Another mean reward at step 0, where all arms are the starting policy, means another reward. If no arm reads the
+    reward, all are kept.
     """
     first = {log.arm: next((row.get(REWARD) for row in log.validation if row.get("step") == 0), None) for log in logs}
     known = {arm: value for arm, value in first.items() if arm != START and is_finite(value)}
@@ -129,7 +129,6 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
 
 
 def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
-    """Return a line over the rows that have the quantity, without gaps."""
     measured: list[Mapping[str, Any]] = [row for row in rows if name in row]
     steps: list[Any] = [row.get("step") for row in measured]
     mark = log.best_step if rows is log.validation else None
@@ -249,7 +248,7 @@ def _far_off(points: Sequence[Point]) -> list[str]:
 
 
 def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Table:
-    """Tabulate series as columns; beyond `ROWS` positions, evenly chosen ones and the last.
+    """Tabulate series as columns, at most `ROWS` positions and the last.
 
     >>> series_table([Series("nll", [0, 5], [0.1, None]), Series("all", [5], [0.2])], "step", percent=True).rows
     (('0', '10.00 %', '–'), ('5', '–', '20.00 %'))

@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading and what is below it; one without any content is left out."""
+    """A heading and what is below it; left out without content."""
 
     anchor: str
     title: str

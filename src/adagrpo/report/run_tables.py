@@ -163,7 +163,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def failures_table(logs: Sequence[Log]) -> Table | None:
-    """Tabulate skipped steps, uninformative rewards, empty groups and collapses by arm; None if there were none."""
+    """Tabulate skipped steps, uninformative rewards, empty groups and collapses by arm, if any."""
     rows = []
     for log in logs:
         causes = Counter(key.removeprefix(FAILED) for row in log.steps for key in row if key.startswith(FAILED))
@@ -217,7 +217,7 @@ def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
 
 
 def own_interval(content: Mapping[str, Any], arm: str, checkpoint: str) -> Mapping[str, Mapping[str, float]]:
-    """Return the metrics of a checkpoint in `paired.json` with their intervals, by name."""
+    """Return a checkpoint's metrics in `paired.json` with intervals."""
     for row in content["checkpoints"]:
         if (row["arm"], row["checkpoint"]) == (arm, checkpoint):
             return dict(row["metrics"])
@@ -225,7 +225,7 @@ def own_interval(content: Mapping[str, Any], arm: str, checkpoint: str) -> Mappi
 
 
 def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
-    """Tabulate the ranker, the re-ranked beam, the baselines and the starting policy; None if not measured."""
+    """Tabulate ranker, re-ranked beam, baselines and starting policy; None if not measured."""
     ranker = metrics.get("ranker")
     if not isinstance(ranker, Mapping):
         return None
@@ -306,7 +306,7 @@ def _stratum(row: Mapping[str, Any]) -> str:
 
 
 def calibration_text(report: Mapping[str, Any]) -> str:
-    """Describe the calibration of the ranker, or why it has no probabilities."""
+    """Describe the ranker's calibration, or why it has none."""
     calibration = report["calibration"]
     if isinstance(calibration, str):
         return f"No calibration error: {calibration}."

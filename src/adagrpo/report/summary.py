@@ -157,7 +157,7 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
 
 
 def _change(point: Checkpoint, start: Checkpoint, split: str, name: str) -> float:
-    """Return the change of a metric; 0 if unknown, or if both values print alike."""
+    """Return the change of a metric; 0 if unknown or printed alike."""
     after, before = point.value(split, name), start.value(split, name)
     if after is None or before is None or format_metric(name, after) == format_metric(name, before):
         return 0.0

@@ -1,7 +1,7 @@
 """Tables of a run, by arm and checkpoint, as Markdown, plain text or HTML cells.
 
-The relative change of an arm is `HR@10 / HR@10(sft) - 1`. We depart from tables of final checkpoints alone: the best
-one was chosen on validation, the final one was not.
+The relative change of an arm is `HR@10 / HR@10(sft) - 1`. The best checkpoint was chosen on validation, the final one
+was not.
 """
 
 from __future__ import annotations

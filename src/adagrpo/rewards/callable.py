@@ -53,9 +53,7 @@ class CallableReward:
         """Wrap a function; nothing is read that it does not ask for.
 
         Args:
-            name: for messages.
             shown: returns what each user was shown, by id as text.
-            training_logs: returns the path.
         """
         self.name, self.function, self.ids, self.user_ids = name, function, ids, user_ids
         self.asked = keywords_of(function)

@@ -32,7 +32,7 @@ class ScoreRequest(NamedTuple):
 
 
 def users_of(histories: Histories, user_ids: Sequence[ItemId]) -> list[ItemId | None]:
-    """Return the (B,) ids of the users whose histories they are, None where that is not known.
+    """Return the (B,) ids of the histories' users, None where unknown.
 
     Args:
         user_ids: (U,) ids of the logs by row.

@@ -22,8 +22,7 @@
     text_history         Σ_t w_t e_xt · e_i / Σ_t w_t
 
 Counts are of training interactions without the user's own: the user's training sequence, or the history if the user is
-unknown, is taken out of n_i, c(j, i), age and next_last, since a logged item would otherwise be known by the
-interaction to predict. n_j of history items is unchanged: all users with that history have them.
+unknown, is taken out of n_i, c(j, i), age and next_last. n_j of history items is unchanged.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Features:
 
         Args:
             training: item sequences of the training split only, one row per user.
-            first: text vectors are fitted on this many first items, so that later ones do not change them; None: all.
+            first: text vectors are fitted on this many first items; None: all.
         """
         items = len(attributes)
         self.training = training

@@ -139,7 +139,7 @@ class HttpReward:
     def _ask(self, request: ScoreRequest) -> tuple[int, Any, bytes]:
         """Return status, headers and content of one answer.
 
-        In a thread, whose end nothing waits for: no timeout of a socket bounds an answer that comes byte by byte.
+        In a thread: no timeout of a socket bounds an answer that comes byte by byte.
         """
         answer, deadline = Future[tuple[int, Any, bytes]](), time.monotonic() + self.timeout
 

@@ -27,7 +27,7 @@ class Reward(Protocol):
 
 
 class WeightedReward:
-    """A weighted sum of rewards, which are not rescaled: at equal weights the one of the largest scale dominates."""
+    """A weighted sum of rewards, which are not rescaled."""
 
     def __init__(self, members: Sequence[Reward], weights: Sequence[float]) -> None:
         if not members or len(members) != len(weights):
@@ -91,7 +91,7 @@ def ask_members(
     histories: Histories,
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N, M)
-    """Call `ask_reward` for each of the `M` members of a weighted sum; any other reward is its only member."""
+    """Call `ask_reward` for each of the `M` members of a sum; another reward is its only member."""
     members = reward.members if isinstance(reward, WeightedReward) else (reward,)
     return torch.stack([ask_reward(member, histories, items) for member in members], dim=-1)
 
@@ -112,8 +112,7 @@ class CrossFitted:
 
         score(x_u, i) = RM_fold(u)(x_u, i)            RM_j fitted on the users u with fold(u) ≠ j
 
-    Folds differ in scale: advantages and discriminability are computed within a history, and only the threshold for
-    groups without differences spans folds.
+    Folds differ in scale; only the threshold for groups without differences spans folds.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ def _looked(name: str, said: Mapping[str, str], plain: Mapping[str, Mapping[str,
 
 
 def _encoded(column: pl.Series, model: TreeModel, name: str, where: str) -> pl.Series:
-    """The column as the model takes it: numbers with NaN, or texts."""
+    """The column as numbers with NaN, or texts."""
     column = blank_to_null(column)
     if name not in model.categories:
         return _numbers(column, f"{where} holds {{}}, and {model.path} takes a number")

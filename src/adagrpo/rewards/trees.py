@@ -1,4 +1,4 @@
-"""Checks LightGBM's text format, which LightGBM trusts: a bad index is read out of bounds, a loop never ends.
+"""Checks LightGBM's text format, which LightGBM itself trusts.
 
 What a prediction needs is parsed, checked and rewritten for LightGBM; scores are bit-identical. Format: LightGBM 4.x,
 `Tree::ToString` and `GBDT::SaveModelToString` (https://github.com/microsoft/LightGBM/tree/v4.6.0/src).
@@ -76,9 +76,6 @@ def checked_model(text: str) -> tuple[str, list[str]]:
 
 def categorical_features(text: str, names: Sequence[str]) -> dict[str, list[str | float] | None]:
     """Return the categories of a checked model by feature, in the order of their numbers; None: numbers themselves.
-
-    A model that was fitted on a data frame has a list for each of its columns of categories, in the order of the
-    columns, and says by number which features these are.
 
     Raises:
         MalformedTrees: the lists are not as many as the features.

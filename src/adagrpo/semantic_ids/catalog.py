@@ -2,8 +2,8 @@
 
 Rows `codes[item] = (c_1 .. c_L)` are distinct, so a sequence names at most one item. Collisions are resolved before by
 a level that numbers the items of a sequence (TIGER, Rajput et al., NeurIPS 2023), or by moving items to free codes of
-the last level (LC-Rec, Zheng et al., ICDE 2024, but closest pairs first instead of a transport problem). A delisted
-item keeps its row for histories, but is not in the tree, so constrained decoding cannot write it.
+the last level (LC-Rec, Zheng et al., ICDE 2024, but closest pairs first). A delisted item keeps its row for histories,
+but is not in the tree.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NUMBERS = 2**20  # differences between items and codes in memory at a time
 
 
 def sequence_groups(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # (V, L)
-    """Return (V,) the index of each item's code sequence in lexicographic order, and (N,) counts."""
+    """Return (V,) indices of code sequences in lexicographic order, and (N,) counts."""
     group = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T.astype(np.int64) if len(codes) else ():
         above = column - column.min()
@@ -67,9 +67,8 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
 
     UserError if more items share a prefix than the last level has codes.
 
-    The item nearest to its code stays; the others of a prefix take its free codes, closest pair first, by squared
-    distance of the last residual. Ties go to the lower item, then the lower code. If a prefix needs more codes than the
-    level has, zero vectors are added, up to `most` codes.
+    The item nearest to its code stays; the others of a prefix take its free codes, closest pair first. Ties go to the
+    lower item, then the lower code. If a prefix needs more codes, zero vectors are added, up to `most`.
     """
     codes = quantization.codes.copy()
     levels, size = codes.shape[1], len(quantization.codebooks[-1])
@@ -182,7 +181,7 @@ class Catalog:
         return Catalog(self.codes.to(device), self.level_sizes, self.trie.to(device))
 
     def with_outside(self) -> Catalog:
-        """Return the catalogue with one more code per level, for whatever a policy writes other than codes."""
+        """Return the catalogue with one more code per level, for all that is no code."""
         return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:

@@ -6,8 +6,7 @@
 
 Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, power 0.5); latent semantic analysis
 for the others. Beyond `PAIRS` pairs an item keeps the `PAIRS / V` neighbours of largest `n_ij p_ij` (local mutual
-information, Evert 2005). No item is its own
-neighbour; rows without a signal are 0.
+information, Evert 2005). No item is its own neighbour; rows without a signal are 0.
 """
 
 from __future__ import annotations
@@ -165,7 +164,7 @@ def cooccurrence_vectors(
 def starting_rows(vectors: NDArray[np.float32], width: int, length: float, seed: int) -> NDArray[np.float32]:
     """Return initial rows of an item embedding: the vectors along their principal directions, randomly rotated.
 
-    The rotation gives each head a similar share of the signal (`research/sequential_ranker`).
+    See `research/sequential_ranker`.
     """
     kept = min(width, vectors.shape[1])
     directions = np.linalg.eigh(vectors.T @ vectors)[1][:, ::-1][:, :kept]
@@ -258,7 +257,7 @@ def _reduce(
 def truncated_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """Return left singular vectors (rows, W') and at most `width` values (W',), largest first, none at rounding level.
 
-    The exact solver is ARPACK's, or LAPACK's for all values; a large matrix is sketched, its vectors being float32.
+    A large matrix is sketched, its vectors being float32.
     """
     smaller = min(matrix.shape)
     if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all
@@ -280,7 +279,7 @@ def sketched_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.float
 
     Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds
 
-    Source: Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.1.
+    Source: Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1.
     """
     matrix = matrix.astype(np.float32, copy=False)
     wide = min(width + EXTRA, *matrix.shape)

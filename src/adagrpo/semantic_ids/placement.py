@@ -36,7 +36,7 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
 def nearest_of(
     rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
 ) -> sparse.csr_array:
-    """Return the `count` largest similarities of each of (N, V) rows, computed in blocks of a slice of rows, (n, V)."""
+    """Return the `count` largest similarities of (N, V) rows, computed by slices, (n, V)."""
     step = max(1, _ENTRIES // max(1, columns))
     starts = range(0, max(1, rows), step)
     return sparse.vstack([keep_largest(similarity(slice(first, first + step)), count) for first in starts]).tocsr()
@@ -55,7 +55,7 @@ def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:
 
 
 def seen_together(sequences: Ragged, known: int, total: int, window: int) -> sparse.csr_array:
-    """Return (total - known, known) counts of each new item within a window of known ones, which come first."""
+    """Return (total - known, known) counts of new items within a window of known ones, which come first."""
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
     values = sequences.values.astype(np.int64)
     new, old = [], []

@@ -35,7 +35,7 @@ _Assignment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Codes of `V` vectors and their codebooks; `points` are the vectors, or an encoding that `decode` maps back."""
+    """Codes of `V` vectors and codebooks; `points` are the vectors, or an encoding that `decode` maps back."""
 
     codes: NDArray[np.int64]  # (V, L)
     codebooks: tuple[NDArray[np.float32], ...]  # L of (K_l, D)
@@ -199,9 +199,8 @@ def _lloyd(
 def assign_within(distances: NDArray[np.floating], capacities: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the (N,) int64 bin of each point, with no bin above its capacity, closest pairs first.
 
-    Deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). With one distance for both sides it equals
-    the greedy loop over sorted pairs, in at most K rounds (mostly a few dozen) over arrays. Ties go to the lower point,
-    then the lower bin. ValueError if shapes disagree, a distance is not finite, or capacities are too small.
+    Deferred acceptance (Gale & Shapley 1962). Ties go to the lower point, then the lower bin. ValueError if shapes
+    disagree, a distance is not finite, or capacities are too small.
     """
     if distances.ndim != 2 or capacities.shape != distances.shape[1:] or not np.isfinite(distances).all():
         shapes = f"distances {distances.shape}, capacities {capacities.shape}"
@@ -250,8 +249,8 @@ def rq_vae(
         loss = |x - g(z + sg(ẑ - z))|² + Σ_l ( |sg(r_l) - e_{l, c_l}|² + β |r_l - sg(e_{l, c_l})|² )
 
     Source: Zeghidour et al., SoundStream (2021); Lee et al., CVPR 2022; TIGER (Rajput et al., NeurIPS 2023). Codebooks
-    start from residual k-means; codes unused for an epoch restart at random residuals, as in SoundStream and Jukebox.
-    Departures: the first tenth of the epochs trains the autoencoder alone; the learning rate follows a cosine.
+    start from residual k-means; codes unused for an epoch restart at random residuals. Departures: the first tenth of
+    the epochs trains the autoencoder alone; the learning rate follows a cosine.
 
     Returns codes (V, L), `L` codebooks of at most (K, width), encoded items as points, and the decoder; `hidden` and
     `width` are of the hidden layers and of the encoding.
@@ -327,7 +326,6 @@ def _losses(
     items: Tensor,  # (B, D)
     commitment: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return (B,) losses and L of (B,) codes."""
     encoded = encoder(items)
     chosen, residuals = _quantise(encoded, codebooks)
     # ẑ = z - last residual, with z's gradient

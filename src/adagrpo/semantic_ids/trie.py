@@ -3,8 +3,7 @@
     child(l, n, k) = the node of level l + 1 whose prefix is prefix(n) followed by code k, or -1
 
 Nodes of a level are its distinct prefixes in lexicographic order, so the children and the leaves of a node are
-contiguous. Departure from the prefix dictionaries of generative retrieval: an unknown prefix is node -1, which allows
-nothing.
+contiguous. An unknown prefix is node -1, which allows nothing.
 """
 
 from __future__ import annotations

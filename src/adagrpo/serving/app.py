@@ -108,7 +108,6 @@ class Application:
                 self.options.log.event("reload", outcome="done", versions=serving.versions)
 
     async def _watch_loop(self) -> None:
-        """Measure the lag of the event loop."""
         while True:
             due = time.monotonic() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)

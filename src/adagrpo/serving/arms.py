@@ -31,7 +31,7 @@ class ArmManager(ModelManager):
         load_other: Callable[..., Serving] | None = None,
         exchanged: Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the arms: `load` returns all in the order of `trial.arms`; for the rest see `ModelManager`."""
+        """Load the arms: `load` returns them in the order of `trial.arms`; see `ModelManager`."""
         self.trial, self._load_arms = trial, load
         first = load()
         super().__init__(first[0], load_other, exchanged)

@@ -3,8 +3,7 @@
 A request that would miss its deadline, by measured batch times, is refused at once. After a batch of several, the next
 one waits a small share of its time for as many.
 
-Larger batches are multiples of `STEP`, since the libraries cache buffers per shape: 360 MB for 80 random sizes, 30 MB
-for one.
+Larger batches are multiples of `STEP`, since the libraries cache buffers per shape.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ class Overloaded(RuntimeError):
 class BatchTimes:
     """Expected times of batches: a moving average per power of two of their size; one thread at a time may write.
 
-    A batch takes no longer than a larger one, and one of twice the size at most twice as long, so each measurement
-    bounds the other sizes.
+    A batch takes no longer than a larger one, and one of twice the size at most twice as long.
     """
 
     def __init__(self) -> None:
@@ -229,7 +227,7 @@ class BatchQueue(Generic[InT, OutT]):
 
 
 async def in_daemon_thread(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
-    """Return or raise what `work` does, in a thread for which process exit does not wait (`asyncio.to_thread` does)."""
+    """Return or raise what `work` does, in a thread for which process exit does not wait."""
     future: asyncio.Future[OutT] = asyncio.get_running_loop().create_future()
 
     def carry_out() -> None:

@@ -45,7 +45,7 @@ def raise_open_files() -> None:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with at most `HEAD_BYTES` outside a body; its own limit needs h11, 66 µs more per request."""
+    """uvicorn's protocol with at most `HEAD_BYTES` outside a body."""
 
     non_body_bytes = 0  # bytes of the current request outside its body
 

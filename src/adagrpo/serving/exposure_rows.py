@@ -60,7 +60,7 @@ def exposure(request_id: str, hashes: RequestHashes, asked: Asked, answer: Answe
 
 
 def failure(request_id: str, hashes: RequestHashes, asked: Asked, ms: float) -> Exposure:
-    """Return the row of a request without a list, under another id so that it can be retried."""
+    """Return the row of a request without a list, under another id, for a retry."""
     nothing = Answered(Recommendations([], [], []), False)
     row = exposure(f"{request_id}!{FAILED}", hashes, asked, nothing, ms)
     return replace(row, source=FAILED)

@@ -127,7 +127,7 @@ class Serving:
 
     @contextmanager
     def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
-        """Lock the reward, so that `failed` is of this block alone; after `until` (monotonic) lists come without it."""
+        """Lock the reward, and with it `failed`; after `until` (monotonic) lists come without it."""
         if self.recommender.reward is None:
             yield
             return

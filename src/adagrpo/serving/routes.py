@@ -351,7 +351,6 @@ def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> 
 
 
 def _bodies(request: Request, one: type[BodyT], several: type[schemas.Body], name: str) -> tuple[bool, list[BodyT]]:
-    """Return whether a body is a batch, and its requests."""
     content = parsed(request.state.body)
     if isinstance(content, dict) and name in content:
         return True, getattr(validated(several, content), name)

@@ -24,7 +24,7 @@ def hash_file(path: Path) -> str:
 def cached_hash(path: Path) -> str:
     """Return the sha256 of a file, cached until the file changes.
 
-    Files written within the last second are not cached: they may change again under the same time stamp.
+    Files written within the last second are not cached.
     """
     status = path.stat()
     key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)

@@ -28,7 +28,7 @@ class FolderBusy(UserError):
 
 @contextmanager
 def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
-    """Claim and lock a folder; FolderBusy if another process has it, UserError if it is not ours or not writable."""
+    """Claim and lock a folder; FolderBusy if locked, UserError if not ours or not writable."""
     try:
         claim(directory, kind, **facts)
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)

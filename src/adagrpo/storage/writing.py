@@ -49,7 +49,7 @@ def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
 
 
 def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[Path], bool]) -> None:
-    """Remove temporary files and folders of dead processes; `stop` at subfolders with an owner of their own."""
+    """Remove temporary files of dead processes; `stop` at subfolders with an owner of their own."""
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
         for name in files:
@@ -98,8 +98,7 @@ def write_file(path: Path, content: str, *, keep: bool = False) -> None:
 def atomic_file(path: Path, holder: str = TOKEN) -> Iterator[Path]:
     """Yield a path whose file becomes `path` at the end of the block, in a temporary folder of this process.
 
-    So the writing library's own temporary files are known too. A worker gives as `holder` the token of the process with
-    the folder's lock, under which its remains are cleaned up.
+    A worker gives as `holder` the token of the process with the folder's lock, under which its remains are cleaned up.
     """
     folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()
@@ -152,7 +151,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to system errors without a file name; Rust libraries give them as text, `... (os error 28)`."""
+    """Add `path` to system errors without a file name."""
     try:
         yield
     except OSError as error:

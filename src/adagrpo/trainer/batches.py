@@ -2,8 +2,8 @@
 
 A history of n items holds n - 1 samples: items `0 .. t` are the input, item `t + 1` is the target. Where training knows
 baskets, each item of a basket is the target of a sample whose input ends with the basket before, and the items of one
-basket come in another order in each epoch, since they have none. An RL split assigns samples by (seed, user, position)
-to the RL term or NLL; RL targets still appear in later histories.
+basket come in another order in each epoch. An RL split assigns samples by (seed, user, position) to the RL term or NLL;
+RL targets still appear in later histories.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""LightGBM LambdaRank on engineered features (Burges, *From RankNet to LambdaRank to LambdaMART*, 2010).
+"""LightGBM LambdaRank on engineered features (Burges 2010).
 
 A group is a user's candidates at one time: a logged next item or impressions with clicks, plus sampled items that the
 user does not have. Negatives come in turn from the uniform distribution, from popularity and from neighbours of the
-history; with uniform ones alone the model would mostly learn popularity. Features leave the group's user out of all
-counts, see `adagrpo.rewards.features`.
+history. Features leave the group's user out of all counts, see `adagrpo.rewards.features`.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, m
 def shown_groups(
     sampler: NegativeSampler, shown: Impressions, *, negatives: int, max_history: int, most_shown: int = 50
 ) -> RankingGroups:
-    """Build groups from the items shown between two interactions, if any was clicked, and sampled items.
+    """Build groups from items shown between two interactions, if any was clicked, and sampled ones.
 
     `shown` is sorted by user and history length. The first `most_shown` items of a group are kept; repeats are merged,
     clicked if any was.

@@ -1,7 +1,7 @@
 """Training loop: accumulation, clipping, validation, checkpoints, and bitwise-reproducible resumption.
 
 The optimiser is AdamW with linear warm-up and cosine decay to a tenth. Random numbers are keyed by (seed, step,
-micro-batch). A step with a non-finite loss, gradient, logit or reward is skipped; three in a row end the fit.
+micro-batch). A step with a non-finite loss, gradient, logit or reward is skipped.
 
 With `average` > 0, an exponential moving average of the weights (Polyak & Juditsky 1992) is validated and kept, with
 decay min(average, (1 + t) / (10 + t)).
@@ -49,8 +49,8 @@ def fit(
     """Fit a model in place, continuing from the last checkpoint in `work`.
 
     Writes `best/`, `final/`, `steps.jsonl` and `validation.jsonl`. KeyboardInterrupt or Terminated on a signal, after
-    the current step is saved; Diverged if three consecutive steps were not finite, the state before them saved where
-    possible; NotFinite in a validation.
+    the current step is saved; Diverged after three steps that were not finite, the state before them saved if possible;
+    NotFinite in a validation.
     """
     until = task.steps if until is None else min(until, task.steps)
     loop = _Loop(model, task, settings, work, seed, files or {}, watched, until)

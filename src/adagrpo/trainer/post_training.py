@@ -3,8 +3,7 @@
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); other terms of `adagrpo.objective.terms` can replace GRPO. NLL uses dropout;
-rollouts and the reward term do not. Departure: with one iteration, π/π_old is taken against the detached scores, so
-that rounding differences between sampling and scoring do not count as a policy change.
+rollouts and the reward term do not. Departure: with one iteration, π/π_old is taken against the detached scores.
 """
 
 from __future__ import annotations

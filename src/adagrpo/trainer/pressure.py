@@ -3,9 +3,8 @@
     ratio = rms_k ‖∇ term_k‖ / rms_k ‖∇ anchor_k‖          the steps k = 1 .. K at the starting policy, λ = 1
     λ     = pressure / ratio
 
-A pressure is comparable between objectives, gates, groups and policies; a λ is not. The anchor is
-`Policy.supervised_loss`. The root mean square matches what Adam divides by; a step without admitted groups counts as 0.
-If the policy trains on another loss than -(1/L) Σ_l log π, the gradient of that is measured too, over a few steps.
+The anchor is `Policy.supervised_loss`. A step without admitted groups counts as 0. If the policy trains on another loss
+than -(1/L) Σ_l log π, the gradient of that is measured too, over a few steps.
 """
 
 from __future__ import annotations
@@ -153,7 +152,7 @@ def calibrate(
     shared_by: Processes,
     other: Calibrated | None = None,  # the arm at another pressure, whose norms are reused; the same in all processes
 ) -> tuple[Calibrated, bool]:
-    """Return the λ of a pressure, measured or from `pressure.json`, and whether it is new; errors as `solve`."""
+    """Return λ, measured or from `pressure.json`, and whether it is new; errors as `solve`."""
     path = work / FILE
     known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")
     if known:

@@ -5,8 +5,7 @@ Impressions with logged propensity `p` may be weighted by w = 1 / max(p, floor),
     ips    (1 / n) Σ w l         unbiased down to the floor, high variance
     snips  Σ w l / Σ w           bounded weights; a bias that vanishes with batch size
 
-Schnabel et al., Recommendations as Treatments, 2016; Swaminathan & Joachims, The Self-Normalized Estimator for
-Counterfactual Learning, 2015. Departure: sums are over the impressions of an optimiser step.
+Schnabel et al. 2016; Swaminathan & Joachims 2015. Departure: sums are over the impressions of an optimiser step.
 """
 
 from __future__ import annotations

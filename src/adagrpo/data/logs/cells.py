@@ -129,8 +129,7 @@ MARKS = {",": WORD, ";": WORD, "|": WORD, " ": NUMBERED}
 def first_list(values: pl.Series) -> int | None:
     """Return the row, from 0, of the first list, if an id column mostly holds lists as text, `[1, 2]` or `a,b,c`.
 
-    Titles may look alike, so most values must be bracketed, or mostly unique lists of words with one separator, whose
-    repeated parts move, unlike those of `brand,model,size`.
+    Most values must be bracketed, or mostly unique lists of words with one separator, whose repeated parts move.
 
     >>> first_list(pl.Series(["", "[1, 2]", "[3]"])), first_list(pl.Series(["a,b", "b,c,a", "c,d"]))
     (1, 0)

@@ -66,7 +66,7 @@ class Chunk(NamedTuple):
 def read_chunks(
     path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
 ) -> Iterator[Chunk]:
-    """Read distinct columns of a log: typed from Parquet, else text; yields at least one chunk.
+    """Read distinct columns of a log, typed from Parquet, else text, in one chunk or more.
 
     `user.id` is a nested field unless a column has that name; in id columns a JSON `true` is invalid. UserError for a
     missing or repeated column, or an unreadable or too large file.
@@ -132,7 +132,7 @@ def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion
 
 
 def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
-    """Read fields of JSON lines as text, null where there is no object, and problems with their types."""
+    """Read fields of JSON lines as text, null without an object, and type problems."""
     fields: dict[str, list[str | None]] = {name: [] for name in columns}
     problems: list[str | None] = []
     problem: str | None
@@ -173,7 +173,7 @@ def _value(record: Any, name: str) -> Any:
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Yield columns as text, and problems with records.
 
-    The fast reader swallows everything between two unclosed quotes, so it needs one record per line.
+    The fast reader needs one record per line.
     """
     names, separator = csv_header(path)
     header = carried = b""
@@ -236,7 +236,7 @@ def _one_by_one(
 
 
 def _record(lines: Sequence[str], start: int, width: int, separator: str) -> tuple[list[str] | None, int]:
-    """Return the fields of the record at a line, None if malformed, and its number of lines.
+    """Return a record's fields, None if malformed, and its number of lines.
 
     A multi-line record with a wrong number of fields counts as an unclosed quote.
     """
@@ -256,7 +256,7 @@ def _record(lines: Sequence[str], start: int, width: int, separator: str) -> tup
 def read_table(
     path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION, ids: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Read columns of a table, typed as in the file; CSV columns are text, empty fields null, ids of JSON lines text.
+    """Read columns, typed as in the file; CSV columns and ids of JSON lines are text, empty fields null.
 
     UserError for a missing column, or a malformed or too large file.
     """
@@ -282,7 +282,7 @@ def read_table(
 
 
 def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Ids are read as text: type inference changes long numbers."""
+    """Read ids as text: type inference changes long numbers."""
     text, tables, rows = [], [], 0
     with reading(path, "JSONL"):
         for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):

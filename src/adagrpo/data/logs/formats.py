@@ -1,7 +1,6 @@
-"""Formats of input files: CSV, Parquet and JSONL, by suffix; the CSV separator, by the header; text as UTF-8.
+"""Formats of input files: CSV, Parquet and JSONL, by suffix; the CSV separator, by the header.
 
-Text is UTF-8, or UTF-16 with a byte order mark. Its expansion is bounded: gzip packs up to 1,032 bytes into one, while
-logs compress 3 to 40 times.
+Text is UTF-8, or UTF-16 with a byte order mark. Its expansion is bounded.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ PROBED = 2**20  # bytes that are checked for their encoding
 
 
 def encoding_of(path: Path) -> str:
-    """Detect the encoding of a text file by its first `PROBED` bytes; UserError if it is UTF-32."""
+    """Detect a text file's encoding by its first `PROBED` bytes; UserError if it is UTF-32."""
     with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
         head = file.read(PROBED)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -55,7 +54,7 @@ def _is_gzip(path: Path) -> bool:
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
     """Yield a file, or `.gz`, as UTF-8 in blocks that end at the first line end after `size` bytes, and which is last.
 
-    UserError if a line does not end within `LONGEST_LINE` bytes of a block, or `ALWAYS` bytes expand too much.
+    UserError for lines longer than `LONGEST_LINE` bytes, or too much expansion.
     """
     recoded = encoding_of(path) == UTF_16
     with path.open("rb") as raw:
@@ -108,7 +107,7 @@ SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
 def kind_of(path: Path) -> str:
-    """Return `CSV`, `Parquet` or `JSONL`, by the suffix; UserError for no such file, or another kind."""
+    """Return `CSV`, `Parquet` or `JSONL`, by the suffix; UserError for a missing file or another kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
     kind = next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
@@ -121,10 +120,10 @@ def kind_of(path: Path) -> str:
 
 
 def files_of(paths: Iterable[Path]) -> list[Path]:
-    """Replace folders by the files of a known kind in them, at any depth and sorted, as engines write a table in parts.
+    """Replace folders by the files of a known kind in them, at any depth and sorted.
 
-    Names that begin with `.` or `_` are the engines' own. UserError for a folder that holds no such file; one that this
-    program wrote stays as it is.
+    Names that begin with `.` or `_` are left out. UserError for a folder that holds no such file; one that this program
+    wrote stays as it is.
     """
     found: list[Path] = []
     for path in paths:
@@ -224,7 +223,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
-    """Check that columns exist; the UserError names `option`, the setting for them, and the nearest name."""
+    """Raise a UserError for missing columns that names `option`, their setting, and the nearest name."""
     for name in columns:
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)

@@ -44,7 +44,7 @@ FILE, ROW, REASON = "file", "row", "reason"
 
 @dataclass(frozen=True)
 class Logs:
-    """The rows that were read, in file order. Without an order there is no time key."""
+    """The rows in file order. Without an order there is no time key."""
 
     interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
     impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
@@ -289,7 +289,7 @@ def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFram
 
 
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
-    """Add impressions from other files, of the recipe key `source`, to a log; clicks do not become interactions.
+    """Add impressions from other files to a log; clicks do not become interactions.
 
     UserError for missing clicks or times, or times that cannot be compared.
     """

@@ -28,7 +28,7 @@ def read_items(
     attribute_names: Path | None = None,
     max_expansion: float = MAX_EXPANSION,
 ) -> pl.DataFrame:
-    """Read an item table; UserError for a missing or malformed file or column, or an item without id or with two rows.
+    """Read an item table; UserError for a missing or malformed file or column, or rows without or with equal ids.
 
     Columns: item_id, text, attributes and perhaps groups (lists of strings). Lists of integers are decoded by a Parquet
     file (attribute_id, name), else `attribute:<id>`.
@@ -65,7 +65,7 @@ def read_items(
 def read_columns(
     path: Path, id_column: str, of: str, option: str, max_expansion: float = MAX_EXPANSION
 ) -> pl.DataFrame:
-    """Read the columns of a table as they are, without lists and nested ones; those of a CSV file are text.
+    """Read a table's columns as they are, but lists and nested ones; those of a CSV file are text.
 
     Args:
         of: what a row is of, item or user.

@@ -182,7 +182,7 @@ class Field(NamedTuple):
 def fields_of(paths: Sequence[Path], columns: Columns, ordered: bool, rated: bool) -> dict[str, Field]:
     """Map canonical names to their parsers; UserError unless exactly one column orders the rows.
 
-    By default an unused column `timestamp`, or else `position`, does; ratings may define clicks.
+    By default an unused column `timestamp`, else `position`, does; ratings may define clicks.
     """
     if ordered and columns.timestamp is not None and columns.order is not None:
         raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")

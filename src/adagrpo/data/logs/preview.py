@@ -65,7 +65,7 @@ def preview_logs(
     given: Mapping[str, str] | None = None,  # known columns by role, as in `Columns`
     keep_events: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Preview log files with the same columns; UserError for an unreadable file, or a missing given column.
+    """Preview log files of equal columns; UserError for an unreadable file, or a missing given column.
 
     JSON-able: `columns`, `roles` (by role: column, reason), `passed_over` (columns named like a role whose values do
     not fit), `missing` (roles), `unread_time` (first unreadable row of a column named like a time), `unnamed` (a CSV
@@ -105,9 +105,9 @@ def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
 def preview_items(path: Path, item: str) -> dict[str, Any]:
     """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
-    Mostly distinct texts, such as titles, are `text`; repeated ones, such as brands, and lists are `attributes`, lists
-    of integers only if in one column. `commas` are columns with decimal commas, which the readers do not parse. `item`
-    is the logs' column, and the id column if the table has it. UserError if no column looks like the ids.
+    Mostly distinct texts are `text`; repeated ones and lists are `attributes`, lists of integers only if in one column.
+    `commas` are columns with decimal commas, which the readers do not parse. `item` is the logs' id column. UserError
+    if no column looks like the ids.
     """
     sample = _sample(path)
     names = sample.columns

@@ -38,7 +38,7 @@ def duplicates_note(count: int | None) -> str | None:
 
 
 def ids_note(users: pl.Series, items: pl.Series) -> str | None:
-    """Return a note on ids that are probably one, spelled differently; or None."""
+    """Return a note on ids that are probably one, or None."""
     parts = []
     for kind, ids in (("user", users), ("item", items)):
         groups = spellings(ids)
@@ -74,7 +74,7 @@ def _spelling(ids: pl.Expr) -> pl.Expr:
 
 
 def unread_note(path: Path, read: Collection[str]) -> str | None:
-    """Return a note on the columns of an item table that are neither texts nor attributes, or None."""
+    """Return a note on item columns that are neither texts nor attributes, or None."""
     names: Sequence[str] = columns_of(path)
     parents = {name.rpartition(".")[0] for name in names}
     unread = [name for name in names if name not in read and name not in parents]
@@ -178,7 +178,7 @@ def future_note(logs: Logs, now: float) -> str | None:
 
 
 def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
-    """Find the parts from users and times of baskets and a day in their unit; else return why there are none."""
+    """Find the parts from users and times of baskets; else return why there are none."""
     users = rows[USER_ID].rank("dense").to_numpy().astype(np.int64) - 1
     at = rows["at"].to_numpy().astype(np.float64) / day
     first = np.full(int(users.max()) + 1, np.inf)
@@ -190,7 +190,7 @@ def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
         return f"it spans {end - begin:g} days, too few to hold a part back"
 
     def part(until: float) -> tuple[float, int]:
-        """The start of the part that ends at a day, and its cases."""
+        """Start and cases of the part that ends at a day."""
         latest = np.full(len(first), -np.inf)
         before = at < until
         np.maximum.at(latest, users[before], at[before])
@@ -211,7 +211,7 @@ def _parts(rows: pl.DataFrame, day: float) -> ByTime | str:
 
 
 def question_lines(question: Question, split: SplitConfig | None = None) -> list[str]:
-    """Tell which question is asked, its own or that of a `split`, and what it rests on."""
+    """Tell which question is asked, its own or a `split`'s, and what it rests on."""
     found, baskets = question.by_time, question.baskets
     own = (found.validation_from, found.test_from) if found is not None else None
     asked = own if split is None else (split.validation_from, split.test_from) if split.kind == "temporal" else None

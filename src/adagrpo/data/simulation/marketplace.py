@@ -15,8 +15,8 @@ wanted item is bought and ends the visit, `P(clicked_s) = e_s u_s prod_{r<s} (1 
 end: Craswell et al. (2008).
 
 The logged propensity, of being in the slate given this visit's weights, is `1 - exp(-w_ui t)`, with `t` such that its
-sum over items is the slate size (Rosen, Asymptotic theory for successive sampling with varying probabilities without
-replacement, 1972); its mean error is about 1 % for 10 of 1000 items, up to 3 % for 5 of 60.
+sum over items is the slate size (Rosen, Annals of Mathematical Statistics 1972); its mean error is about 1 % for 10 of
+1000 items, up to 3 % for 5 of 60.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def draw_slates(
 
 # log_mass (N, S), owned (N, O), slate (N, k) -> (N, k)
 def propensities(catalogue: Catalogue, stock: Stock, log_mass: Floats, owned: Ints, slate: Ints) -> Floats:
-    """Return inclusion probabilities `1 - exp(-w t)` of shown items; `t` by Newton's method in logarithms."""
+    """Return inclusion probabilities `1 - exp(-w t)` of shown items."""
 
     def rates(items: Ints) -> Floats:  # (N, any) w t, by the latest log_time
         shelf_rates = np.exp(np.take_along_axis(log_mass, catalogue.shelf[items], axis=1) + log_time)

@@ -28,7 +28,7 @@ from adagrpo.types import Floats, Ints
 
 @dataclass(frozen=True)
 class Truth:
-    """The ground truth: users just before their last purchase, or else at their last visit."""
+    """Users just before their last purchase, or else at their last visit."""
 
     user_ids: tuple[str, ...]  # U
     item_ids: tuple[str, ...]  # V
@@ -51,7 +51,7 @@ class Truth:
 
     # user_index and bought (N,), item_index (N, K) -> (N, K)
     def utility_before(self, user_index: Ints, bought: Ints, item_index: Ints) -> Floats:
-        """Return the utility just before the purchase of `bought`; UserError if there is no such purchase."""
+        """Return the utility just before `bought` was purchased; UserError if it was not."""
         items = len(self.item_ids)
         known, order = self._by_key
 
@@ -81,7 +81,7 @@ class Truth:
         return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
 
     def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
-        """Return the truth for other rows, such as a prepared data set's; UserError if an id is unknown."""
+        """Return the truth for other rows; UserError if an id is unknown."""
         users, items = _rows(user_ids, self.user_ids, "user"), _rows(item_ids, self.item_ids, "item")
         new_user, new_item = np.full(len(self.user_ids), -1), np.full(len(self.item_ids), -1)
         new_user[users], new_item[items] = np.arange(len(users)), np.arange(len(items))

@@ -20,7 +20,7 @@ POPULARITY_QUALITY = 0.5  # correlation of quality with what the popularity rank
 
 @dataclass(frozen=True)
 class Marketplace:
-    """The parameters of a simulated marketplace; UserError for a parameter out of range, or too small a catalogue."""
+    """Parameters of a marketplace; UserError if out of range, or the catalogue is too small."""
 
     users: int = 2000
     items: int = 1000

@@ -76,7 +76,7 @@ def stored_lists(data: RunData) -> StoredLists:
 
 
 def doubts_of_control(data: RunData) -> list[str]:
-    """Return what the file has that the logs do not, and which cases it has no list for; empty without a file."""
+    """Return what only the file has, and which cases lack a list; empty without a file."""
     if data.config.decide.control is None:
         return []
     said, doubts = data.run.content(CONTROL, SUMMARY), []
@@ -127,7 +127,7 @@ def _read(path: Path, user: str, item: str) -> dict[str, list[str]]:
 
 
 def _rows(path: Path, user: str, item: str, rank: str | None) -> Iterable[tuple[int, Any, Any, float | None]]:
-    """Yield rows, from 1, with the number of the row as its rank where the file has no ranks."""
+    """Yield rows, from 1; without ranks a row's number is its rank."""
     for chunk in read_chunks(path, [user, item, *([] if rank is None else [rank])], [user, item]):
         problems = [None] * len(chunk.table) if chunk.problem is None else chunk.problem.to_list()
         at = range(chunk.first + 1, chunk.first + 1 + len(chunk.table))

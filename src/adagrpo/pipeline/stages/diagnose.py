@@ -1,8 +1,7 @@
 """The stage `diagnose`: does re-ranking the sft policy by this reward help on validation cases?
 
 Validation selected the checkpoints of policy and ranker, which flatters both. Simulated truth is taken just before the
-purchase. Whether an external reward has seen held-out items is told by `adagrpo.diagnosis.leaks`. A diagnosis is valid
-for the policy and reward whose hashes it names.
+purchase. A diagnosis is valid for the policy and reward whose hashes it names.
 """
 
 from __future__ import annotations
@@ -130,7 +129,7 @@ def why_refused(content: Mapping[str, Any]) -> str | None:
 
 
 def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
-    """Refuse to train on a leaking or inverted reward, else note the verdict; skipped if no arm reads a reward.
+    """Refuse a leaking or inverted reward, else note the verdict; skipped if no arm reads a reward.
 
     Args:
         anyway: note instead of refusing.
@@ -216,7 +215,7 @@ def suspects(models: Models) -> dict[str, dict[str, Any]]:
 
 
 def suspect(models: Models) -> dict[str, Any] | None:
-    """Return the first leaking reward's signs, else the first reward's; None without any. `leaking` names all."""
+    """Return the first leaking reward's signs, else the first's; None without any. `leaking` names all."""
     found = suspects(models)
     leaking = [name for name, signs in found.items() if signs["signs"]]
     first = next(iter([*leaking, *found]), None)

@@ -103,7 +103,7 @@ def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[
 
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path, kind: str = "evaluate") -> bool:
-    """Copy a stage of this kind with identical weights and settings, and return whether there is one."""
+    """Copy a stage of equal weights and settings; return whether there is one."""
     now = made_from(run, declared)
     for root in reversed(roots(run)):
         for folder in sorted(path.parent for path in root.glob(f"{kind}/**/{MANIFEST}")):
@@ -272,7 +272,6 @@ def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Failures counted by name, and any collapse."""
     counts: Counter[str] = Counter()
     for row in steps:
         found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}

@@ -75,8 +75,6 @@ def fit_sources(run: RunDirectory, stage: str) -> Declaration:
 
 
 class _FittedOn:
-    """What the sources of a run are fitted on."""
-
     def __init__(self, data: RunData) -> None:
         self._data, self.training, self.num_items = data, data.training, data.num_items
 

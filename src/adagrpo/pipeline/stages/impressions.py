@@ -1,9 +1,8 @@
 """The stages of logs without order (`data.split.kind: impressions`): `prepare`, `ranker` and its two below.
 
-A history is the set of a user's clicks; there is no next item, hence no policy. `ranker/exposures` is the accuracy of
-the reward on held-out impressions: a user's held-out items are ranked from all of the user's training clicks. AUC
-compares clicked with unclicked items of the same user, so user activity does not count. Only a reward fitted to clicks
-alone has calibration, without the slot term.
+There is no policy. `ranker/exposures` is the accuracy of the reward on held-out impressions: a user's held-out items
+are ranked from all of the user's training clicks. AUC compares clicked with unclicked items of the same user, so user
+activity does not count. Only a reward fitted to clicks alone has calibration, without the slot term.
 """
 
 from __future__ import annotations

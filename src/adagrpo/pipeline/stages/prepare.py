@@ -168,7 +168,7 @@ class LogSource(NamedTuple):
         )
 
     def read_columns(self) -> pl.DataFrame | None:
-        """Read the columns of the item table as they are, if there is one."""
+        """Read the item table's columns as they are, if any."""
         if self.described is None or self.items is None:
             return None
         id_column, option = self.described.id_column, "data.items.id_column"
@@ -463,7 +463,7 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
 
 
 def publish_first(run: RunDirectory) -> None:
-    """Move rows in no part yet into one, before a recipe first reads the log."""
+    """Move rows in no part into one, before the log is first read."""
     options = run.config.data.exposures
     if options is None or options.through is not None or run.path("exposures").exists():
         return

@@ -124,7 +124,6 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
 
     Args:
         run: prepared and, if texts are read, encoded.
-        training: sequences for co-purchase counts.
     """
     vectors = vectors_at_hand(run, training)
     if vectors is None:
@@ -136,7 +135,7 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
 
 
 def vectors_at_hand(run: RunDirectory, training: Ragged) -> NDArray[np.float32] | None:
-    """Return (V, W) vectors of the configured kinds that the items have; None if they have none."""
+    """Return (V, W) vectors of the configured kinds that items have, if any."""
     items = load_items(RunData(run).prepared)
     weights: dict[str, float] = {
         name: weight
@@ -173,7 +172,7 @@ def _described(items: pl.DataFrame, vectors: str) -> bool:
 
 
 def _check_described(items: pl.DataFrame, vectors: str) -> None:
-    """Refuse a field that all items lack: its vectors would be equal."""
+    """Refuse a field that all items lack."""
     if not _described(items, vectors):
         column = _COLUMNS[vectors]
         what = "attributes" if column == "attributes" else "a text"
