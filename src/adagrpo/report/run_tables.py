@@ -78,7 +78,7 @@ def dataset_table(summary: Mapping[str, Any]) -> Table:
 
 
 def catalog_table(outcome: Mapping[str, Any]) -> Table:
-    """Tabulate the Semantic IDs, see `adagrpo.pipeline.outcomes.catalog_outcome`."""
+    """Tabulate the Semantic IDs, see `adagrpo.pipeline.results.catalog_outcome`."""
     levels = outcome["levels"]
     rows = [
         ("items", f"{outcome['items']:,}"),
@@ -93,7 +93,7 @@ def catalog_table(outcome: Mapping[str, Any]) -> Table:
 
 
 def fits_table(outcomes: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Tabulate fits (`adagrpo.pipeline.outcomes.fit_outcome`), with validation metrics at the best step."""
+    """Tabulate fits (`adagrpo.pipeline.results.fit_outcome`), with validation metrics at the best step."""
     shown = [name for name in FITTED if any(name in outcome["validation"] for outcome in outcomes.values())]
     rows = []
     for name, outcome in outcomes.items():
