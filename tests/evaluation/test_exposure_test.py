@@ -76,7 +76,14 @@ def test_independence_is_found_or_not() -> None:
     assert found and intervals["item_knn"].low < 0.5 < intervals["item_knn"].high < 0.52
     assert not independent({"item_knn": even, "ranker": told})[0]  # one list tells
     assert not independent({"item_knn": even[:500]})[0]  # too few to say so
-    assert not independent({"item_knn": np.full(19, 0.5)})[0] and not independent({})[0]
+    assert not independent({"item_knn": even[:19]})[0] and not independent({})[0]
+
+
+def test_lists_without_a_preference_say_nothing_of_independence() -> None:
+    same = np.full(20_000, 0.5)
+    few = np.concatenate([np.tile([0.0, 1.0], 9), [1.0], same])  # 19 visits with a preference, and 20
+    assert not independent({"item_knn": same})[0] and not independent({"item_knn": few})[0]
+    assert independent({"item_knn": np.concatenate([[0.0], few])})[0]
 
 
 def test_no_item_that_was_shown_seldom_rules() -> None:

@@ -72,11 +72,13 @@ def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Gener
 def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interval]]:
     """Say whether no list tells who was shown what, by `Exchanges.happened` of each, and return their intervals.
 
-    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` at least.
+    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` at least in
+    which each list has a preference: one without any says nothing. What no list knows of a user is not seen.
     """
     level = 1 - 0.05 / max(1, len(happened))
     found = {name: mean_interval(shares, level=level) for name, shares in happened.items() if len(shares) >= LEAST}
-    return len(found) == len(happened) > 0 and all(one.high < 0.5 + MARGIN for one in found.values()), found
+    enough = all(np.count_nonzero(shares != 0.5) >= LEAST for shares in happened.values())
+    return enough and bool(found) and all(one.high < 0.5 + MARGIN for one in found.values()), found
 
 
 def weights_of_shown(items: Ints) -> Floats:  # (N,) shown items
