@@ -130,7 +130,9 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}), and its rows would be missing") from error
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}), and its rows would be missing"
+        ) from error
 
     found: list[Path] = []
     for path in paths:
