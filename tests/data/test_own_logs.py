@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,22 @@ def test_a_folder_is_the_files_in_it_but_for_those_of_the_engine_that_wrote_it(t
     with pytest.raises(UserError, match=r"_tmp/none: a folder without a file that ends in \.csv"):
         (tmp_path / "_tmp" / "none").mkdir()
         files_of([tmp_path / "_tmp" / "none"])
+
+
+def test_no_part_of_a_folder_is_left_out_silently_or_read_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("elsewhere/x.csv", "logs/a/x.csv", "logs/run/.adagrpo", "logs/run/prepare/train.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, "user_id,item_id,timestamp\na,1,5\n")
+    logs = tmp_path / "logs"
+    (logs / "b").symlink_to(tmp_path / "elsewhere")
+    (logs / "c").symlink_to(logs)  # a circle
+    assert files_of([logs]) == [logs / "a/x.csv", logs / "b/x.csv"]  # and not what a run in it wrote
+    listing = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listing(path if path != str(logs / "a") else tmp_path / "none"))
+    with pytest.raises(UserError, match=r"none: cannot be read \(No such file or directory\), and its rows would be"):
+        files_of([logs])
 
 
 @pytest.mark.parametrize("quote", ["", '"'])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 
+from adagrpo.evaluation import exposure_test
 from adagrpo.evaluation.exposure_test import Exchanges, exchanged, independent, weights_of_shown
 
 
@@ -16,6 +18,45 @@ def test_shown_items_of_two_visits_in_a_row_are_paired_but_for_what_either_had()
     # visits: 0 at 5, 1 at 6 and 7; 2 at 8, 0 at 9 (both item 5: nothing to exchange); 2 at 10 has no second one
     assert pairs.users.tolist() == [[0, 1]] and pairs.visits.tolist() == [0]  # the pair of item 1, which 1 had, is out
     assert pairs.items[0, 0] == 2 and pairs.items[0, 1] in (3, 4)
+
+
+def test_what_either_was_shown_before_is_not_paired() -> None:
+    rows = [(0, 1, 1), (1, 2, 2), (0, 3, 3), (0, 4, 3), (1, 1, 4), (1, 5, 4)]  # user, item, time
+    shown = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    for seed in range(5):  # 0 was shown 1 at first, so the second visit of 1 pairs 5 alone
+        pairs = exchanged(shown, shown.select("user", "item").head(0), np.random.default_rng(seed))
+        found = dict(zip(pairs.visits.tolist(), pairs.items.tolist(), strict=True))
+        assert found[0] == [1, 2] and found[1] in ([3, 5], [4, 5]) and len(found) == 2
+    nothing = exchanged(shown.head(0), shown.select("user", "item"), np.random.default_rng(0))
+    known = exchanged(shown, shown.select("user", "item"), np.random.default_rng(0))
+    assert len(nothing.users) == len(known.users) == 0
+
+
+def test_no_dependence_is_found_where_who_comes_often_likes_what_is_shown_often() -> None:
+    """All are shown popular items by chance; what was shown before is no row, so who comes often has few such rows."""
+    draw = np.random.default_rng(0)
+    popular = draw.normal(0, 1, 60)
+    rows = set[tuple[int, int]]()
+    times = []
+    for time in range(6000):
+        often = draw.random() < 0.5
+        user = int(draw.integers(20)) if often else int(draw.integers(20, 220))
+        for item in np.argsort(-popular - draw.gumbel(size=60))[:5].tolist():
+            if (user, item) not in rows:
+                rows.add((user, item))
+                times.append((user, item, time))
+    shown = pl.DataFrame(times, schema=["user", "item", "timestamp"], orient="row")
+    liking = np.where(np.arange(220)[:, None] < 20, popular, -popular)
+    pairs = exchanged(shown, shown.select("user", "item").head(0), np.random.default_rng(0))
+    shares = pairs.happened(liking[pairs.users[:, :, None], pairs.items[:, None, :]])
+    assert abs(shares.mean() - 0.5) < 3 * shares.std() / len(shares) ** 0.5
+
+
+def test_visits_of_all_times_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposure_test, "MOST_PAIRS", 10)
+    shown = pl.DataFrame({"user": [0, 1] * 100, "item": range(200), "timestamp": range(200)})
+    visits = exchanged(shown, shown.select("user", "item").head(0), np.random.default_rng(0)).visits
+    assert len(visits) == 10 and visits.min() < 30 and visits.max() > 70
 
 
 def test_a_list_prefers_what_happened_or_its_exchange() -> None:
@@ -35,7 +76,14 @@ def test_independence_is_found_or_not() -> None:
     assert found and intervals["item_knn"].low < 0.5 < intervals["item_knn"].high < 0.52
     assert not independent({"item_knn": even, "ranker": told})[0]  # one list tells
     assert not independent({"item_knn": even[:500]})[0]  # too few to say so
-    assert not independent({"item_knn": np.full(19, 0.5)})[0] and not independent({})[0]
+    assert not independent({"item_knn": even[:19]})[0] and not independent({})[0]
+
+
+def test_lists_without_a_preference_say_nothing_of_independence() -> None:
+    same = np.full(20_000, 0.5)
+    few = np.concatenate([np.tile([0.0, 1.0], 9), [1.0], same])  # 19 visits with a preference, and 20
+    assert not independent({"item_knn": same})[0] and not independent({"item_knn": few})[0]
+    assert independent({"item_knn": np.concatenate([[0.0], few])})[0]
 
 
 def test_no_item_that_was_shown_seldom_rules() -> None:

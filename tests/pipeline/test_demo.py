@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from adagrpo.config import Config
-from adagrpo.pipeline.demo import GOOD, WRONG, run_demo
+from adagrpo.pipeline.demo import GOOD, WRONG, _rows, demo_runs, run_demo
 from adagrpo.report.decision import RANKER, contenders_table, trial_sentences
 
 from ..consoles import Heard
@@ -64,6 +64,12 @@ def test_both_rewards_are_tried_and_nothing_is_done_twice(world: Any, tmp_path: 
     assert untrained["rows"] == [] and untrained["rewards"] == result.rewards["rewards"]
     assert all("nll" not in {row["list"] for row in one["contenders"]} for one in untrained["decisions"].values())
     assert not any("training alone" in text for text in trial_sentences(untrained))
+
+
+def test_arms_without_the_one_that_they_are_compared_with_have_no_rows(world: Any, tmp_path: Path) -> None:
+    recipe = world.recipe(**CHANGES | {"train": {"arms": ["grpo"]}})
+    del recipe["data"]["logs"]
+    assert _rows(demo_runs(tmp_path / "demo", Config.model_validate(recipe), Heard())) == []
 
 
 def _hits(run: Path, arm: str) -> float:

@@ -65,6 +65,35 @@ def prepared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out / "prepare", said
 
 
+def test_parts_of_several_roles_in_one_folder(prepared: tuple[Path, Answer], shop: Shop, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    orders, shown = pl.read_csv(shop.orders), pl.read_parquet(shop.impressions)
+    for number in range(3):
+        orders[number::3].write_csv(logs / f"orders-{number}.csv")
+        shown[number::3].write_parquet(logs / f"shown-{number}.parquet")
+    orders.head(0).write_csv(logs / "a.csv")  # without a row its values do not say which column is which
+    shown.head(0).write_parquet(logs / "b.parquet")
+    said = command("prepare", logs, "--out", tmp_path / "run", *OF_ORDERS, *SETTINGS)
+    assert said.status == 0, said.err
+    assert "orders-0.csv and 2 more have no column of clicks: they are taken for --orders" in said.err
+    assert "shown-0.parquet and 2 more have a column of clicks, 'clicked': they are taken for --impressions" in said.err
+    assert f"note: {logs / 'a.csv'} has no rows" in said.err and f"note: {logs / 'b.parquet'} has no rows" in said.err
+    for name in SAME:
+        assert pl.read_parquet(tmp_path / "run" / "prepare" / name).equals(pl.read_parquet(prepared[0] / name))
+    for number in range(2):
+        pl.DataFrame({"sku": [number], "title": [f"t{number}"]}).write_csv(logs / f"z-{number}.csv")
+    said = command("prepare", logs, "--out", tmp_path / "other", *OF_ORDERS, *SETTINGS)
+    assert (
+        said.status == 2 and "z-1.csv: has no column of users, as " in said.err and "one table of the items" in said.err
+    )
+
+
+def test_a_folder_of_a_run_is_no_exposure_log(prepared: tuple[Path, Answer], shop: Shop, tmp_path: Path) -> None:
+    said = command("prepare", shop.orders, prepared[0].parent, "--out", tmp_path / "run", *OF_ORDERS, *SETTINGS)
+    assert said.status == 2 and "run: a folder; give a file that ends in" in said.err
+
+
 def test_orders_alone_and_with_impressions_are_the_same_interactions(
     prepared: tuple[Path, Answer], shop: Shop, tmp_path: Path
 ) -> None:

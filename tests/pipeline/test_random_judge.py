@@ -17,7 +17,7 @@ from adagrpo.evaluation.exposure_test import independent
 from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.decide import choose
+from adagrpo.pipeline.decide import Milliseconds, choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -135,7 +135,7 @@ def test_where_what_is_shown_does_not_depend_on_the_user_its_clicks_choose(
         lambda data, lists, judge="random.parquet": judged if judge == SHOWN_LATER else None,
     )
     for share, clicks, chosen in ((0.5, 0.3, "popularity"), (0.5, 0.1, before["chosen"]), (0.7, 0.3, before["chosen"])):
-        told = Independence(*independent({"item_knn": np.full(1000, share)}))
+        told = Independence(*independent({"item_knn": share + np.tile([-0.01, 0.01], 500)}))
         monkeypatch.setattr("adagrpo.pipeline.decide.independence", lambda data, lists, told=told: told)
         of_lists = {name: clicks if name == "popularity" else 0.2 for name in names}
         monkeypatch.setattr("adagrpo.pipeline.decide.clicks_of_lists", lambda *_, found=of_lists: found)
@@ -145,10 +145,34 @@ def test_where_what_is_shown_does_not_depend_on_the_user_its_clicks_choose(
         assert ("clicked" in decision_table(content).header) == (share == 0.5)
         assert ("than popularity, whose first ten" in text) == (chosen == "popularity")
         assert f"prefers to give each his own in {100 * share:.1f} [" in text
+        assert ("No list of the user's past tells what is shown to whom" in text) == (share == 0.5)
+        assert ("What is shown may depend on the user" in text) == (share > 0.5)
 
 
-def test_what_each_user_is_shown_by_chance_or_by_his_taste(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_no_list_is_left_out_for_one_that_takes_too_long(
+    decided: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, before = decided
+    names = [row["list"] for row in before["contenders"]]
+    judged = RandomOrder({name: np.full(40, 0.7 if name == "popularity" else 0.6) for name in names})
+    monkeypatch.setattr(
+        "adagrpo.pipeline.decide.random_order",
+        lambda data, lists, judge="random.parquet": judged if judge == SHOWN_LATER else None,
+    )
+    told = Independence(*independent({"item_knn": np.tile([0.49, 0.51], 500)}))
+    monkeypatch.setattr("adagrpo.pipeline.decide.independence", lambda data, lists: told)
+    monkeypatch.setattr("adagrpo.pipeline.decide.clicks_of_lists", lambda *_: dict.fromkeys(names, 0.2))
+    times = {name: Milliseconds(9.0 if name == "popularity" else 1.0, 1.0) for name in names}
+    monkeypatch.setattr("adagrpo.pipeline.decide._milliseconds", lambda *_: times)
+    content = Run.open(first.directory).decide(5.0)
+    assert content["chosen"] == before["chosen"] and "whose first ten" not in decision_text(content)
+
+
+def test_what_each_user_is_shown_by_chance_or_by_his_taste(
+    decided: tuple[Run, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By chance, no list tells who was shown what; the policy's own first ten are told by the policy."""
+    monkeypatch.setattr("adagrpo.evaluation.exposure_test.MARGIN", 0.2)  # of 60 users and 30 items
     data, draw = RunData(decided[0]), np.random.default_rng(0)
     shutil.copytree(data.prepared, tmp_path / "prepare")
     ((_, policy),) = ListMaker(Models(data)).recommenders(["sft"])
@@ -160,11 +184,12 @@ def test_what_each_user_is_shown_by_chance_or_by_his_taste(decided: tuple[Run, d
     data.__dict__["prepared"] = tmp_path / "prepare"
     for by_taste in (False, True):
         rows = []
-        for time in range(20_000 // length):
+        for time in range(2000):
             row = int(draw.integers(len(users)))
             shown = lists[row] if by_taste else draw.permutation(data.num_items)[:length]
             rows += [(users[row], item, time, bool(draw.random() < 0.3)) for item in shown]
         table = pl.DataFrame(rows, schema=["user", "item", "timestamp", "clicked"], orient="row")
+        table = table.unique(["user", "item"], keep="first", maintain_order=True)
         table.cast({"user": pl.Int32, "item": pl.Int32}).write_parquet(tmp_path / "prepare" / SHOWN_LATER)
         told = independence(data, [("sft", policy)])
         assert told is not None and told.found == (not by_taste)

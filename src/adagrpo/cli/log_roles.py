@@ -87,14 +87,19 @@ def by_role(
     files, notes = list(files or ()), list[str]()
     by_kind: dict[str, list[Path]] = {"orders": list(orders or ()), "impressions": list(impressions or ())}
     for path in list(files):
-        if exposures is None and path.is_dir() and library.marks.is_marked(path):
+        marked = path.is_dir() and library.marks.is_marked(path)
+        if exposures is None and marked and library.marks.read_mark(path).get("kind") in (None, "exposure log"):
             exposures = path
             files.remove(path)
             notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")
     folders = [path for path in (*files, *chain(*by_kind.values()), *(random or ())) if path.is_dir()]
     files, random = library.formats.files_of(files), library.formats.files_of(random or ())
     by_kind = {kind: library.formats.files_of(paths) for kind, paths in by_kind.items()}
-    notes += [f"note: {len(library.formats.files_of([path]))} files of {path} are read" for path in folders]
+    parts = {path: len(library.formats.files_of([path])) for path in folders}
+    notes += [
+        f"note: {count} {'files' if count > 1 else 'file'} of {path} {'are' if count > 1 else 'is'} read"
+        for path, count in parts.items()
+    ]
     for path in by_kind["orders"]:
         if (clicked := look(path).get("clicked")) is not None:
             raise UserError(
@@ -102,18 +107,32 @@ def by_role(
                 f" {shlex.quote(str(path))}, or the file without an option as the only log"
             )
     seen = {path: look(path) for path in files} if len(files) > 1 or any(by_kind.values()) else {}
-    for path, roles in seen.items():
-        if items is None and "item" in roles and "user" not in roles:
+    table = items
+    for path, roles in list(seen.items()):
+        if len(files) > 1 and roles.keys() <= (given or {}).keys() and not library.preview.has_rows(path):
+            files.remove(path)  # an engine writes such a part too; its values cannot say what its columns are
+            del seen[path]
+            notes.append(f"note: {path} has no rows")
+        elif table is None and "item" in roles and "user" not in roles:
+            if items is not None:
+                raise UserError(
+                    f"{path}: has no column of users, as {items}, which is taken for --items: give one table of the"
+                    " items, or say which column is the user's, --set data.columns.user=NAME"
+                )
             items = path
             files.remove(path)
             notes.append(f"note: {path} has no column of users: it is taken for --items")
     kinds = {path: "impressions" if "clicked" in seen.get(path, ()) else "orders" for path in files}
     if any(by_kind.values()) or len({*kinds.values()}) > 1:
-        for path, kind in kinds.items():
-            column = seen[path].get("clicked")
+        for kind in dict.fromkeys(kinds.values()):
+            first, *more = (path for path in files if kinds[path] == kind)
+            column = seen[first].get("clicked")
             clicks = "no column of clicks" if column is None else f"a column of clicks, '{column}'"
-            notes.append(f"note: {path} has {clicks}: it is taken for --{kind}, {LEARN[kind]} learns from it")
-            by_kind[kind].append(path)
+            which = (
+                f"{first} has {clicks}: it is" if not more else f"{first} and {len(more)} more have {clicks}: they are"
+            )
+            notes.append(f"note: {which} taken for --{kind}, {LEARN[kind]} learns from {'them' if more else 'it'}")
+            by_kind[kind] += [first, *more]
     else:  # all of one kind: the logs
         by_kind["orders"] = files
     _refuse_unlike(seen, kinds)

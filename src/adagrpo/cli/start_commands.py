@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import os
 import platform
+import re
 import shlex
 import textwrap
 from dataclasses import replace
@@ -170,7 +171,7 @@ def demo(
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
         config = library.config.load_config(recipe, common.overrides())
-    if not train and not any(setting.startswith("train.arms=") for setting in common.settings):
+    if not train and not any(re.match(r"train(\.arms=|=.*\barms\b)", setting) for setting in common.settings):
         config = config.model_copy(update={"train": config.train.model_copy(update={"arms": ()})})
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()

@@ -3,7 +3,8 @@
 `exchanged` pairs visits that follow each other in time: item i was shown to user a, j to b. If what is shown does not
 depend on the user, i could as well have been shown to b and j to a. So of the pairs in which a list prefers either (of
 a's and b's comparisons of i and j one more speaks for it), it prefers what happened in half, whatever the list is.
-Only items that neither had had are paired: a shop that hides these depends on the user by that alone.
+Only items that neither had had are paired: a shop that hides these depends on the user by that alone. Nor are those
+that either was shown before: who comes often has seen what is shown often, so of the rest he is shown what is rare.
 
 Where it does not depend on him, clicks on those shown items that are in a user's list, each weighted by one over how
 often its item was shown, say what he would click of the list (replay: Li et al. 2011; self-normalised weights by
@@ -44,19 +45,26 @@ class Exchanges(NamedTuple):
 
 
 def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Generator) -> Exchanges:
-    """Pair items shown to two users in a row (user, item, timestamp), but not those that either `had` (user, item)."""
-    ordered = shown.select(USER, ITEM, TIMESTAMP, pl.Series("key", generator.random(len(shown)))).sort(
-        TIMESTAMP, USER, "key"
-    )
-    rows = ordered.with_columns(pl.col(USER).rle_id().cast(pl.Int64).alias("visit")).with_columns(
-        pl.int_range(pl.len()).over("visit").alias("row"), (pl.col("visit") // 2).alias("pair")
-    )
+    """Pair what was first shown (user, item, timestamp) to two users in a row, but for what either knew.
+
+    That is what he `had` (user, item), and what he was shown before: as the other's it would be no first showing.
+    """
+    ordered = shown.select(USER, ITEM, TIMESTAMP, pl.Series("key", generator.random(len(shown))))
+    rows = ordered.sort(TIMESTAMP, USER, "key").with_columns(pl.col(USER).rle_id().cast(pl.Int64).alias("visit"))
+    rows = rows.with_columns((pl.col("visit") // 2).alias("pair"))
+    of_both = rows.join(rows.select("pair", pl.col(USER).alias("either")).unique(), on="pair")
+    before = rows.select(pl.col(USER).alias("either"), ITEM, pl.col("pair").alias("before"))
+    known = [
+        of_both.join(had, left_on=["either", ITEM], right_on=[USER, ITEM], how="semi"),
+        of_both.join(before, on=["either", ITEM]).filter(pl.col("before") < pl.col("pair")),
+    ]
+    for one in known:
+        rows = rows.join(one, on=["pair", ITEM], how="anti")
+    rows = rows.sort("visit", "key").with_columns(pl.int_range(pl.len()).over("visit").alias("row"))
     first, second = (rows.filter(pl.col("visit") % 2 == side).select(USER, ITEM, "row", "pair") for side in (0, 1))
     pairs = first.join(second, on=["pair", "row"], suffix="_2").filter(pl.col(ITEM) != pl.col(f"{ITEM}_2"))
-    for user in (USER, f"{USER}_2"):
-        for item in (ITEM, f"{ITEM}_2"):
-            pairs = pairs.join(had.select(USER, ITEM), left_on=[user, item], right_on=[USER, ITEM], how="anti")
-    pairs = pairs.sort("pair", "row").head(MOST_PAIRS)
+    drawn = pl.Series("drawn", generator.permutation(len(shown)))  # by pair, so that visits of all times are compared
+    pairs = pairs.with_columns(drawn.gather(pairs["pair"])).sort("drawn", "row").head(MOST_PAIRS)
     users, items = (pairs.select(name, f"{name}_2").to_numpy().astype(np.int64) for name in (USER, ITEM))
     return Exchanges(users, items, pairs["pair"].to_numpy())
 
@@ -64,11 +72,13 @@ def exchanged(shown: pl.DataFrame, had: pl.DataFrame, generator: np.random.Gener
 def independent(happened: Mapping[str, Floats]) -> tuple[bool, dict[str, Interval]]:
     """Return whether no list tells who was shown what, by `Exchanges.happened` of each, and the intervals.
 
-    None does where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of at least `LEAST`.
+    It is so where the upper ends of all intervals (Bonferroni) are below one half and `MARGIN`, of `LEAST` at least in
+    which each list has a preference: one without any says nothing. What no list knows of a user is not seen.
     """
     level = 1 - 0.05 / max(1, len(happened))
     found = {name: mean_interval(shares, level=level) for name, shares in happened.items() if len(shares) >= LEAST}
-    return len(found) == len(happened) > 0 and all(one.high < 0.5 + MARGIN for one in found.values()), found
+    enough = all(np.count_nonzero(shares != 0.5) >= LEAST for shares in happened.values())
+    return enough and bool(found) and all(one.high < 0.5 + MARGIN for one in found.values()), found
 
 
 def weights_of_shown(items: Ints) -> Floats:  # (N,) shown items

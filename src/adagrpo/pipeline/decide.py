@@ -6,9 +6,10 @@
    best fused one; else the best.
 3. With random exposures (`data.random`), exclude lists that order their clicks worse than the starting policy (and
    simpler ones that do so worse than the best: the interval of the AUC difference is below zero), and lists that
-   another one is significantly above whose first ten are clicked no less where they were shown. Impressions between
-   validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if they are found not to depend on the user
-   (`evaluation.exposure_test`). Else the list that orders their clicks best is only named (`research/exposed_feed`).
+   another one within the budget is significantly above whose first ten are clicked no less where they were shown.
+   Impressions between validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if no list tells what is
+   shown to whom (`evaluation.exposure_test`). Else the list that orders their clicks best is only named
+   (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
 cases only fill the table. A frozen or edited decision.plan.yaml is kept.
@@ -245,7 +246,8 @@ def decision(
     clicks = {} if judged is None else clicks_of_lists(data, maker.recommenders(names), judge)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
-    outdone = {} if judged is None else judged.outdone([name for name in trusted if name not in harmful], clicks)
+    able = [name for name in trusted if name not in harmful and (budget is None or taken[name] <= budget)]
+    outdone = {} if judged is None else judged.outdone(able, clicks)
     allowed = {name: found for name, found in trusted.items() if name not in (*harmful, *outdone)}
     if len(weights) < 2:
         raise UserError(

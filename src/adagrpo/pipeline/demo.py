@@ -53,7 +53,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
 
     Args:
         directory: of the good reward's run; the other is next to it.
-        config: a simulated marketplace, like recipes/demo.yaml; of its arms, if any, one is `nll`.
+        config: a simulated marketplace, like recipes/demo.yaml; its arms are compared with `nll`, if that is one.
     """
     require("lightgbm", "reward")
     runs = demo_runs(directory, config, console)
@@ -81,7 +81,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
 
 
 def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
-    if not runs[GOOD].config.train.arms:
+    if BASELINE not in (arm.name for arm in runs[GOOD].config.train.arms):
         return []
     measured: dict[tuple[str, str], list[Measured]] = {}
     for reward, run in runs.items():

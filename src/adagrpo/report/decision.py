@@ -154,13 +154,13 @@ def _of_dependence(content: Mapping[str, Any]) -> str:
     name = max(found["told"], key=lambda name: found["told"][name][2])
     of_pairs = "{:.1f} [{:.1f}, {:.1f}] %".format(*(100 * value for value in found["told"][name]))
     verdict = (
-        "cannot be said not to depend on the user, and has no part in the choice"
+        "What is shown may depend on the user, and has no part in the choice"
         if found["found"]
-        else "does not depend on the user, so it has a part in the choice"
+        else "No list of the user's past tells what is shown to whom, so this has a part in the choice"
     )
     return (
-        f" What is shown {verdict}: of pairs of items shown to two users in a row, {name} prefers to give each his own"
-        f" in {of_pairs}, where 50 % is by chance."
+        f" {verdict}: of pairs of items shown to two users in a row, {name} prefers to give each his own in {of_pairs},"
+        " where 50 % is by chance and a pair without a preference counts half."
     )
 
 

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,19 +123,36 @@ def kind_of(path: Path) -> str:
 def files_of(paths: Iterable[Path]) -> list[Path]:
     """Replace folders by the files of a known kind in them, at any depth and sorted.
 
-    Names that begin with `.` or `_` are left out. UserError for a folder that holds no such file; one that this program
-    wrote stays as it is.
+    Links to folders are followed. Names that begin with `.` or `_`, and folders that this program wrote, are left out;
+    one of these given as a path stays as it is. UserError for a folder without such a file, or an unreadable one in it.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}), and its rows would be missing"
+        ) from error
+
     found: list[Path] = []
     for path in paths:
         if not path.is_dir() or is_marked(path):
             found.append(path)
             continue
-        inside = [one for one in sorted(path.rglob("*")) if one.name.lower().endswith((*SUFFIXES,)) and one.is_file()]
-        parts = [one for one in inside if not any(name.startswith((".", "_")) for name in one.relative_to(path).parts)]
+        parts, seen = list[Path](), set[str]()
+        for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+            real = os.path.realpath(folder)  # links may lead round in a circle
+            if real in seen or is_marked(Path(folder)):
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+            parts += [
+                Path(folder, name)
+                for name in names
+                if name.lower().endswith((*SUFFIXES,)) and not name.startswith((".", "_"))
+            ]
         if not parts:
             raise UserError(f"{path}: a folder without a file that ends in {', '.join(SUFFIXES)}")
-        found += parts
+        found += sorted(parts)
     return found
 
 

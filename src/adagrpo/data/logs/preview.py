@@ -102,6 +102,11 @@ def roles_of(path: Path, given: Mapping[str, str] | None) -> dict[str, str]:
     return {role: entry["column"] for role, entry in _roles(_sample(path), dict(given or {})).items()}
 
 
+def has_rows(path: Path) -> bool:
+    """Return whether a file has more than names of columns."""
+    return not _sample(path).is_empty()
+
+
 def preview_items(path: Path, item: str) -> dict[str, Any]:
     """Preview an item table: `path`, `id_column`, `text`, `attributes`, and `commas` with an example by column.
 
