@@ -177,7 +177,8 @@ def choose(
     if not quick:
         name = min(values, key=lambda name: milliseconds[name])
         raise UserError(
-            f"--budget-ms {budget:g}: no list takes so little; the quickest, {name}, takes {milliseconds[name]:.2g} ms"
+            f"--budget-ms {budget:g}: no list that may be taken takes so little; the quickest, {name}, takes"
+            f" {milliseconds[name]:.2g} ms"
         )
     means = {name: float(values[name].mean()) for name in quick}
     best = max(quick, key=lambda name: means[name])
