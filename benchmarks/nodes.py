@@ -29,6 +29,7 @@ import polars as pl
 from safetensors.torch import load_file
 
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.recommend import PART_USERS
 from adagrpo.report import read_rows
 from adagrpo.report.tables import Table, to_markdown
 from research.rows import add_row
@@ -37,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "nodes.jsonl"
 ROOT = HERE.parent
 MARKS = "<!-- several machines -->", "<!-- end of several machines -->"
-USERS, PART = 60_000, 5_000  # lists, and those of a part
+USERS = 60_000  # lists
 RAY_PORT, TRAIN_PORT = 6379, 29500
 ARMS = ("nll", "adagrpo")
 PATIENCE = 600.0  # seconds for anything to end
@@ -182,14 +183,14 @@ def recommend(work: Path, mounted: Path) -> dict[str, Any]:
         time.sleep(30)  # they join
         started = head.start(adagrpo(*command, "ray", "--ray", "3"), {"RAY_ADDRESS": address})
         parts = mounted / "ray"
-        until(lambda: len([*parts.glob("part-*.parquet")]) >= USERS // PART // 3, started)
+        until(lambda: len([*parts.glob("part-*.parquet")]) >= USERS // PART_USERS // 3, started)
         killed = workers[1].kill()
         status = wait(started)
         taken += time.monotonic()
         equal = _parts(mounted / "one") == _parts(parts)
     return {
         "machines": 3,
-        "killed": f"a worker after {USERS // PART // 3} of {USERS // PART} parts",
+        "killed": f"a worker after {USERS // PART_USERS // 3} of {USERS // PART_USERS} parts",
         "ended": [status],
         "lists": USERS,
         "equal": "byte for byte" if equal else "no",

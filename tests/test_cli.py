@@ -426,7 +426,7 @@ def test_a_folder_of_parts_is_one_log(adagrpo: Command, tmp_path: Path, data: Pa
         (tmp_path / "logs" / f"part={number}" / "x.csv").write_text("".join([header, *lines[number::3]]))
     whole = adagrpo("prepare", data / "log.csv", "--out", tmp_path / "whole")
     parts = adagrpo("prepare", tmp_path / "logs", "--out", tmp_path / "parts")
-    assert whole.status == parts.status == 0 and f"note: 3 files of {tmp_path / 'logs'} are read" in parts.err
+    assert whole.status == parts.status == 0 and f"note: 3 files are read of {tmp_path / 'logs'}" in parts.err
     first, second = (pl.read_parquet(tmp_path / run / "prepare" / "train.parquet") for run in ("whole", "parts"))
     assert first.equals(second)
 

@@ -99,7 +99,7 @@ ELSEWHERE = {
     49: "tests: `policies/test_hybrid.py`",
     50: "tests: `test_benchmarks.py`",
     51: "tests: `pipeline/test_refresh.py`",
-    52: "tests: `evaluation/test_exposure_test.py`, `pipeline/test_random_judge.py`",
+    52: "tests: `evaluation/test_exposure_dependence.py`, `pipeline/test_random_judge.py`",
     53: "tests: `data/test_own_logs.py`, `test_cli.py`",
     54: "command: [`benchmarks.nodes`](how-to/scale.md#what-was-run-on-several-machines)",
 }

@@ -13,7 +13,7 @@ import torch
 
 from adagrpo.data.prepared import SHOWN_LATER, load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
-from adagrpo.evaluation.exposure_test import independent
+from adagrpo.evaluation.exposure_dependence import independent
 from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
@@ -106,16 +106,20 @@ def test_a_list_that_orders_random_exposures_worse_is_not_taken(
     assert summary["random_exposures_logged"] == summary["random_clicks_logged"] == logged
 
 
+def judge_by_shown_later(monkeypatch: pytest.MonkeyPatch, auc: dict[str, Any]) -> None:
+    monkeypatch.setattr(
+        "adagrpo.pipeline.decide.random_order",
+        lambda data, lists, judge="random.parquet": RandomOrder(auc) if judge == SHOWN_LATER else None,
+    )
+
+
 def test_a_list_that_orders_later_impressions_better_is_named_and_not_chosen(
     decided: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, before = decided
     assert before["chosen"] != "item_knn" and before["shown_later_users"] == 0
     auc = {row["list"]: np.full(40, 0.5) for row in before["contenders"]} | {"item_knn": np.full(40, 0.9)}
-    monkeypatch.setattr(
-        "adagrpo.pipeline.decide.random_order",
-        lambda data, lists, judge="random.parquet": RandomOrder(auc) if judge == SHOWN_LATER else None,
-    )
+    judge_by_shown_later(monkeypatch, auc)
     content = Run.open(first.directory).decide()
     assert content["chosen"] == before["chosen"]
     assert {row["list"]: row["shown_later"]["auc"] for row in content["contenders"]}["item_knn"] == pytest.approx(0.9)
@@ -129,11 +133,7 @@ def test_where_what_is_shown_does_not_depend_on_the_user_its_clicks_choose(
 ) -> None:
     first, before = decided
     names = [row["list"] for row in before["contenders"]]
-    judged = RandomOrder({name: np.full(40, 0.7 if name == "popularity" else 0.6) for name in names})
-    monkeypatch.setattr(
-        "adagrpo.pipeline.decide.random_order",
-        lambda data, lists, judge="random.parquet": judged if judge == SHOWN_LATER else None,
-    )
+    judge_by_shown_later(monkeypatch, {name: np.full(40, 0.7 if name == "popularity" else 0.6) for name in names})
     for share, clicks, chosen in ((0.5, 0.3, "popularity"), (0.5, 0.1, before["chosen"]), (0.7, 0.3, before["chosen"])):
         told = Independence(*independent({"item_knn": share + np.tile([-0.01, 0.01], 500)}))
         monkeypatch.setattr("adagrpo.pipeline.decide.independence", lambda data, lists, told=told: told)
@@ -154,11 +154,7 @@ def test_no_list_is_left_out_for_one_that_takes_too_long(
 ) -> None:
     first, before = decided
     names = [row["list"] for row in before["contenders"]]
-    judged = RandomOrder({name: np.full(40, 0.7 if name == "popularity" else 0.6) for name in names})
-    monkeypatch.setattr(
-        "adagrpo.pipeline.decide.random_order",
-        lambda data, lists, judge="random.parquet": judged if judge == SHOWN_LATER else None,
-    )
+    judge_by_shown_later(monkeypatch, {name: np.full(40, 0.7 if name == "popularity" else 0.6) for name in names})
     told = Independence(*independent({"item_knn": np.tile([0.49, 0.51], 500)}))
     monkeypatch.setattr("adagrpo.pipeline.decide.independence", lambda data, lists: told)
     monkeypatch.setattr("adagrpo.pipeline.decide.clicks_of_lists", lambda *_: dict.fromkeys(names, 0.2))
@@ -172,7 +168,7 @@ def test_what_each_user_is_shown_by_chance_or_by_his_taste(
     decided: tuple[Run, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By chance, no list tells who was shown what; the policy's own first ten are told by the policy."""
-    monkeypatch.setattr("adagrpo.evaluation.exposure_test.MARGIN", 0.2)  # of 60 users and 30 items
+    monkeypatch.setattr("adagrpo.evaluation.exposure_dependence.MARGIN", 0.2)  # of 60 users and 30 items
     data, draw = RunData(decided[0]), np.random.default_rng(0)
     shutil.copytree(data.prepared, tmp_path / "prepare")
     ((_, policy),) = ListMaker(Models(data)).recommenders(["sft"])

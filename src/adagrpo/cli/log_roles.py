@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -92,14 +91,16 @@ def by_role(
             exposures = path
             files.remove(path)
             notes.append(f"note: {path} is a folder that a service logs into: it is taken for --exposures")
-    folders = [path for path in (*files, *chain(*by_kind.values()), *(random or ())) if path.is_dir()]
-    files, random = library.formats.files_of(files), library.formats.files_of(random or ())
-    by_kind = {kind: library.formats.files_of(paths) for kind, paths in by_kind.items()}
-    parts = {path: len(library.formats.files_of([path])) for path in folders}
-    notes += [
-        f"note: {count} {'files' if count > 1 else 'file'} of {path} {'are' if count > 1 else 'is'} read"
-        for path, count in parts.items()
-    ]
+
+    def within(paths: Sequence[Path]) -> list[Path]:
+        found = {path: library.formats.files_of([path]) for path in paths}
+        for path, parts in found.items():
+            if parts != [path]:
+                notes.append(f"note: {len(parts)} {'files are' if len(parts) > 1 else 'file is'} read of {path}")
+        return [part for path in paths for part in found[path]]
+
+    files, random = within(files), within(random or ())
+    by_kind = {kind: within(paths) for kind, paths in by_kind.items()}
     for path in by_kind["orders"]:
         if (clicked := look(path).get("clicked")) is not None:
             raise UserError(

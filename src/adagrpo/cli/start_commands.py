@@ -6,7 +6,6 @@ import importlib.resources
 import json
 import os
 import platform
-import re
 import shlex
 import textwrap
 from dataclasses import replace
@@ -170,9 +169,7 @@ def demo(
     """Diagnose a good and a wrong reward, and decide what to serve under each, in a simulated marketplace."""
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
-        config = library.config.load_config(recipe, common.overrides())
-    if not train and not any(re.match(r"train(\.arms=|=.*\barms\b)", setting) for setting in common.settings):
-        config = config.model_copy(update={"train": config.train.model_copy(update={"arms": ()})})
+        config = library.config.load_config(recipe, [*([] if train else ["train.arms=[]"]), *common.overrides()])
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
         for name, run in library.demo.demo_runs(out, config, common.console(out)).items():

@@ -8,7 +8,7 @@
    simpler ones that do so worse than the best: the interval of the AUC difference is below zero), and lists that
    another one within the budget is significantly above whose first ten are clicked no less where they were shown.
    Impressions between validation targets and test (`data.prepared.SHOWN_LATER`) serve alike if no list tells what is
-   shown to whom (`evaluation.exposure_test`). Else the list that orders their clicks best is only named
+   shown to whom (`evaluation.exposure_dependence`). Else the list that orders their clicks best is only named
    (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
@@ -239,12 +239,13 @@ def decision(
         )
         if name != CONTROL and not asks and called.policy not in taught:  # what users get today is not what is better
             trusted[name] = values[name]
-    random = random_order(data, maker.recommenders(names))
-    later = None if random is not None else random_order(data, maker.recommenders(names), SHOWN_LATER)
-    told = None if later is None else independence(data, maker.recommenders([one for one in TELLING if one in names]))
+    lists = dict(maker.recommenders(names))
+    random = random_order(data, lists.items())
+    later = None if random is not None else random_order(data, lists.items(), SHOWN_LATER)
+    told = None if later is None else independence(data, [(one, lists[one]) for one in TELLING if one in lists])
     judged = later if told is not None and told.found else random
     judge = RANDOM if random is not None else SHOWN_LATER
-    clicks = {} if judged is None else clicks_of_lists(data, maker.recommenders(names), judge)
+    clicks = {} if judged is None else clicks_of_lists(data, lists.items(), judge)
     tuned = run.content(FUSE, START, POWER) if chooses_power(data) else None
     harmful = [] if judged is None else judged.worse([name for name in trusted if name != START])
     able = [name for name in trusted if name not in harmful and (budget is None or taken[name] <= budget)]

@@ -2,7 +2,7 @@
 
 A user's AUC is the share of (clicked, not clicked) pairs that a list orders correctly. Of pairs that were both shown,
 which item is shown more often plays no part. Where what was shown does not depend on the user
-(`adagrpo.evaluation.exposure_test`), clicks on what is in his list count too.
+(`adagrpo.evaluation.exposure_dependence`), clicks on what is in his list count too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import CLICKED, ITEM, POSITION, TIMESTAMP, USER
 from adagrpo.data.exposures import RANDOM, telling
 from adagrpo.data.prepared import SHOWN_LATER, TARGET
-from adagrpo.evaluation.exposure_test import exchanged, independent, weights_of_shown
+from adagrpo.evaluation.exposure_dependence import exchanged, independent, weights_of_shown
 from adagrpo.evaluation.reward_quality import shown_quality
 from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists import Query, Recommender
@@ -100,7 +100,10 @@ def independence(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> Ind
     known = _some_users(data, shown, generator)
     validated = pl.read_parquet(data.prepared / "validation.parquet")  # and what each user took before the test
     until = validated.filter(pl.col(POSITION) <= pl.col(POSITION).filter(pl.col(TARGET)).max().over(USER))
-    had = pl.concat([pl.read_parquet(data.prepared / "train.parquet", columns=[USER, ITEM]), until.select(USER, ITEM)])
+    visitors = known[USER].unique().sort().to_numpy()
+    trained = data.training.rows(visitors)  # a long log is not read for some of its users
+    before = pl.DataFrame({USER: np.repeat(visitors, trained.lengths), ITEM: trained.values})
+    had = pl.concat([before, until.select(USER, ITEM)], how="vertical_relaxed")
     pairs = exchanged(known, had, generator)
     if not len(pairs.users):
         return None

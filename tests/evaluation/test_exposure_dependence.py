@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.evaluation import exposure_test
-from adagrpo.evaluation.exposure_test import Exchanges, exchanged, independent, weights_of_shown
+from adagrpo.evaluation import exposure_dependence
+from adagrpo.evaluation.exposure_dependence import Exchanges, exchanged, independent, weights_of_shown
 
 
 def test_shown_items_of_two_visits_in_a_row_are_paired_but_for_what_either_had() -> None:
@@ -53,7 +53,7 @@ def test_no_dependence_is_found_where_who_comes_often_likes_what_is_shown_often(
 
 
 def test_visits_of_all_times_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposure_test, "MOST_PAIRS", 10)
+    monkeypatch.setattr(exposure_dependence, "MOST_PAIRS", 10)
     shown = pl.DataFrame({"user": [0, 1] * 100, "item": range(200), "timestamp": range(200)})
     visits = exchanged(shown, shown.select("user", "item").head(0), np.random.default_rng(0)).visits
     assert len(visits) == 10 and visits.min() < 30 and visits.max() > 70
