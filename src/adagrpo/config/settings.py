@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from adagrpo.config.section import Section
@@ -36,6 +37,7 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
         {'seed': 3, 'evaluation': {'beam_width': 20}}
     """
     kept: dict[str, Any] = {}
+    but = tuple(but)
     for key in reads:
         *above, name = key.split(".")
         section: Any = config
@@ -99,15 +101,18 @@ def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
     return _reduced(field.get_default(call_default_factory=True), key, ())
 
 
-def _of_field(section: Section, name: str, key: str, but: Collection[str]) -> tuple[Any, Any]:
-    field = type(section).model_fields[name]
-    default = NO_DEFAULT
-    if not field.is_required() and name not in section.tags:
-        default = _reduced(field.get_default(call_default_factory=True), key, but)
+def _of_field(section: Section, name: str, key: str, but: tuple[str, ...]) -> tuple[Any, Any]:
+    default = NO_DEFAULT if name in section.tags else _reduced_default(type(section), name, key, but)
     return _reduced(getattr(section, name), key, but), default
 
 
-def _reduced(value: Any, key: str, but: Collection[str]) -> Any:
+@cache
+def _reduced_default(kind: type[Section], name: str, key: str, but: tuple[str, ...]) -> Any:
+    field = kind.model_fields[name]
+    return NO_DEFAULT if field.is_required() else _reduced(field.get_default(call_default_factory=True), key, but)
+
+
+def _reduced(value: Any, key: str, but: tuple[str, ...]) -> Any:
     """Drop defaults, `but` and keys in `not_of_the_result`."""
     if isinstance(value, Section):
         kept = {}

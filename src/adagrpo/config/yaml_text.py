@@ -41,26 +41,32 @@ for _kind in (_Loader, _Quick, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789"))
 
 
-def read_yaml(path: Path, *, ours: bool = False) -> Any:
+def read_yaml(path: Path) -> Any:
     """Read a YAML file.
-
-    Args:
-        ours: written by `dump_yaml`; uses a faster parser.
 
     Raises:
         yaml.YAMLError: it is not YAML, exceeds a bound, or has a duplicate key.
         OSError: it cannot be read.
         UnicodeDecodeError: it is not UTF-8.
     """
+    return parse_yaml(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """Read the text of a YAML file; errors as in `read_yaml`."""
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise yaml.YAMLError(f"larger than {LARGEST // 2**20} MB")
-    return parse_yaml(content.decode("utf-8"), ours=ours)
+    return content.decode("utf-8")
 
 
 def parse_yaml(text: str, *, ours: bool = False) -> Any:
-    """Parse a YAML text; arguments and errors as in `read_yaml`."""
+    """Parse a YAML text; errors as in `read_yaml`.
+
+    Args:
+        ours: written by `dump_yaml`; uses a faster parser.
+    """
     kind = _Quick if ours and not HALF.search(text) else _Loader
     _bound(text, kind)
     loader = kind(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import platform
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
 from adagrpo.config.objective import ObjectiveConfig, without_unregistered
-from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
+from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_text
 from adagrpo.errors import UserError
 from adagrpo.objective import GATES
 from adagrpo.objective.terms import TERMS
@@ -61,17 +63,22 @@ def read_description(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: missing; {again}")
     try:
-        content = dict(read_yaml(path, ours=True))
-        recorded = content.pop("sha256")
+        content = _as_json(read_text(path))
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; {again}") from error
-    try:
-        same = recorded == hash_json(content)
-    except (ValueError, TypeError):  # a value that is never written, such as a date
-        same = False
-    if not same:
+    if content is None:
         raise UserError(f"{path}: not as it was written; change keys by --set, or {again}")
-    return content
+    return dict(json.loads(content))
+
+
+@lru_cache(maxsize=64)  # a command reads it many times
+def _as_json(text: str) -> str | None:  # None: its hash differs
+    content = dict(parse_yaml(text, ours=True))
+    recorded = content.pop("sha256")
+    try:
+        return json.dumps(content) if recorded == hash_json(content) else None
+    except (ValueError, TypeError):  # a value that is never written, such as a date
+        return None
 
 
 def is_described(directory: Path) -> bool:

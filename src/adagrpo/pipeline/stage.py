@@ -6,9 +6,10 @@ Stages join by name: `Declaration.reads` names a file of another stage as `stage
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -139,11 +140,7 @@ class Stage:
 
     def matches(self, name: str) -> bool:
         """Return whether a stage name belongs to this row."""
-        ours, theirs = self.name.split("/"), name.split("/")
-        return len(ours) == len(theirs) and all(
-            any(fnmatchcase(part, option) for option in pattern.split("|"))
-            for pattern, part in zip(ours, theirs, strict=True)
-        )
+        return _names(self.name).fullmatch(name) is not None
 
     def why_unused(self, name: str, config: Config) -> str:
         """Return why a recipe does not need a stage, or empty."""
@@ -153,6 +150,12 @@ class Stage:
         star = next((part for mine, part in zip(self.name.split("/"), name.split("/"), strict=True) if "*" in mine), "")
         arm = star.removesuffix("+rerank")
         return "" if self.on_request and arm in arms else self.unused.format(arm, config=config)
+
+
+@cache
+def _names(pattern: str) -> re.Pattern[str]:  # `*` is any part of a name, `|` separates options within a part
+    parts = ("|".join(re.escape(option) for option in part.split("|")) for part in pattern.split("/"))
+    return re.compile("/".join(f"(?:{part})" for part in parts).replace(r"\*", "[^/]*"))
 
 
 class StageTable(tuple[Stage, ...]):

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,7 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
         content = json.loads(text)
         version = content["schema_version"]
         if version in READABLE:
-            for entry in content["files"].values():
-                entry["size"], entry["sha256"]
-            if version > 1:
-                without_hash(content)
-            if text != _written(content):
-                raise ValueError("not as it was written")
+            _check(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged manifest; {remedy or 'delete the folder to have it made again'}") from error
     if version not in READABLE:
@@ -140,6 +136,17 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
             f"{path}: schema version {version}, this program reads versions {reads}; {remedy or 'delete the folder'}"
         )
     return dict(content)
+
+
+@lru_cache(maxsize=1024)  # a command reads each manifest many times
+def _check(text: str) -> None:
+    content = json.loads(text)
+    for entry in content["files"].values():
+        entry["size"], entry["sha256"]
+    if content["schema_version"] > 1:
+        without_hash(content)
+    if text != _written(content):
+        raise ValueError("not as it was written")
 
 
 def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:
