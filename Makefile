@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+DEMO := $(VENV)/.demo
+# Most of what is installed is never imported: bytecode is written on import, and kept for the next process.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint docs clean
 
-$(SETUP): pyproject.toml
+$(SETUP): EXTRAS := dev
+$(DEMO): EXTRAS := lightgbm,serve,ab
+$(SETUP) $(DEMO): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "adagrpo needs Python 3.11 or newer; this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[$(EXTRAS)]"
 	touch $@
 
-demo: $(SETUP)
+demo: $(if $(wildcard $(SETUP)),$(SETUP),$(DEMO))
 	$(BIN)/adagrpo demo --out runs/demo
 
 # Tests sync and delete thousands of small files: in memory where there are 4 GB of it, since disks take milliseconds.
