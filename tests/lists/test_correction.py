@@ -64,6 +64,22 @@ def test_choices_by_a_product_need_the_network_and_new_cases_are_ranked_by_it() 
     assert ndcg(found.ranks, 10).mean() > 0.68
 
 
+def test_threads_change_no_bit() -> None:
+    made, threads = choices(600, "product"), torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 4):
+            torch.set_num_threads(number)
+            found.append(fit(made))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    one, other = found
+    assert one.epochs == other.epochs > 0 and np.array_equal(one.ranks, other.ranks)
+    states = [fitted.weights.correction.state_dict() for fitted in found if fitted.weights.correction is not None]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 @pytest.mark.parametrize("count", [0, 3, 60])
 def test_few_choices_leave_the_weights_alone(count: int) -> None:
     found = fit(choices(count, "sum"))
@@ -74,25 +90,25 @@ def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch:
     made = choices(600, "product")
     users = np.repeat(np.arange(200), 3)
     made.features[..., 1] = users[:, None]  # so that a case can be told by what the network reads
-    fitted: list[set[float]] = []
-    ranked: list[set[float]] = []
+    fitted: dict[Correction, set[float]] = {}
+    ranked: list[tuple[set[float], Correction]] = []
 
     def fit_spied(cases: ChoiceTensors, scores: torch.Tensor, epochs: int, seed: int) -> Iterator[Correction]:
-        fitted.append({*cases.inputs[:, 0, 1].tolist()})
-        return fit_correction(cases, scores, epochs, seed)
+        for network in fit_correction(cases, scores, epochs, seed):
+            fitted[network] = {*cases.inputs[:, 0, 1].tolist()}
+            yield network
 
     def corrected_spied(network: Correction, inputs: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
-        ranked.append({*inputs[:, 0, 1].tolist()})
+        ranked.append(({*inputs[:, 0, 1].tolist()}, network))
         return corrected(network, inputs, scores)
 
     monkeypatch.setattr(fit_fusion, "fit_correction", fit_spied)
     monkeypatch.setattr(fit_fusion, "corrected", corrected_spied)
     fit(made._replace(users=users))
-    assert set.union(*ranked) == {float(user) for user in users}
-    for fold in range(fit_fusion.FOLDS):
-        assert len(fitted[fold]) > 100
-        for held in ranked[fold :: fit_fusion.FOLDS]:  # the networks of all folds take turns, an epoch each
-            assert held and not held & fitted[fold]
+    assert set.union(*(held for held, _ in ranked)) == {float(user) for user in users}
+    assert len({network for _, network in ranked}) == fit_fusion.FOLDS
+    for held, network in ranked:
+        assert len(fitted[network]) > 100 and held and not held & fitted[network]
 
 
 def test_networks_that_only_lose_are_given_up_and_draw_nothing_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

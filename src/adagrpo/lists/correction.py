@@ -11,6 +11,7 @@ epochs, at most `most_epochs`, are the fewest within one standard error of the b
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from torch.nn import functional
 LEAST_EPOCHS, MOST_EPOCHS, STEPS = 8, 24, 200  # as many epochs as give these steps
 WIDTH, DROPOUT = 32, 0.2
 BATCH, LEARNING_RATE, WARM_UP = 128, 3e-3, 50  # cases, and steps
+DRAWING = threading.Lock()  # first weights are drawn by the generator of the process
 HEAD = 5.0  # added to a rank before its logarithm
 
 
@@ -101,7 +103,7 @@ def most_epochs(cases: int) -> int:
 
 def fit_correction(cases: ChoiceTensors, scores: Tensor, epochs: int, seed: int) -> Iterator[Correction]:
     """Fit the network on top of weighted sums (N, C); yield it in evaluation mode after each epoch."""
-    with torch.random.fork_rng(devices=[]):
+    with DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
     made.standardise(cases.inputs[cases.there])

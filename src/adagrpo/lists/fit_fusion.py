@@ -11,6 +11,8 @@ the cross-fitted order.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -98,23 +100,35 @@ class _Linear:
         return [_conditional_logit(*part, shrinkage) for shrinkage in shrinkages]
 
     def cross_fitted(
-        self, shrinkages: Sequence[float], report: Callable[[int, int], None] = lambda done, total: None
+        self, pool: Executor, shrinkages: Sequence[float], report: Callable[[int, int], None] = lambda done, total: None
     ) -> _CrossFitted:
         """Fit without each fold, by the shrinkage of highest held-out likelihood."""
         by_fold = []
-        for fold in range(FOLDS):
-            report(fold, FITS)
-            by_fold.append(self.fitted(self.folds != fold, shrinkages))
+        for weights in pool.map(lambda fold: self.fitted(self.folds != fold, shrinkages), range(FOLDS)):
+            by_fold.append(weights)
+            report(len(by_fold), FITS)
         found = []
-        for shrinkage, weights in zip(shrinkages, zip(*by_fold, strict=True), strict=True):
-            products = np.einsum("ncf,nf->nc", self.scaled, np.stack(weights)[self.folds])
+        for shrinkage, of_folds in zip(shrinkages, zip(*by_fold, strict=True), strict=True):
+            products = np.einsum("ncf,nf->nc", self.scaled, np.stack(of_folds)[self.folds])
             scores = np.where(self.there, products, -np.inf)
-            found.append(_CrossFitted(shrinkage, weights, scores, self.likelihoods(scores)))
+            found.append(_CrossFitted(shrinkage, of_folds, scores, self.likelihoods(scores)))
         return max(found, key=lambda one: (float(one.likelihoods.sum()), one.shrinkage))
 
     def likelihoods(self, scores: Floats, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
         kept, weights = self.answered[rows], self.choices.case_weights[rows]
         return np.asarray(_log_shares(scores[kept], self.chosen[rows][kept]) * weights[kept])
+
+
+@contextmanager
+def _fold_threads() -> Iterator[Executor]:
+    """A thread for each fold, up to torch's number; a fit's tensors are too small for more than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(FOLDS, threads)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fit_weights(
@@ -132,50 +146,55 @@ def fit_weights(
     standard error.
     """
     everyone = np.ones(len(choices.users), np.bool_)
-    linear = _Linear(choices, names, [name for name in used if name not in optional], seed)
-    crossed = linear.cross_fitted(SHRINKAGE, report)
-    helpful = []
-    for name in (name for name in used if name in optional):
-        gained = (
-            _Linear(choices, names, [*linear.used, name], seed).cross_fitted([crossed.shrinkage]).likelihoods
-            - crossed.likelihoods
+    with _fold_threads() as pool:
+        linear = _Linear(choices, names, [name for name in used if name not in optional], seed)
+        crossed = linear.cross_fitted(pool, SHRINKAGE, report)
+        helpful = []
+        for name in (name for name in used if name in optional):
+            gained = (
+                _Linear(choices, names, [*linear.used, name], seed).cross_fitted(pool, [crossed.shrinkage]).likelihoods
+                - crossed.likelihoods
+            )
+            if len(gained) and gained.mean() > gained.std() / len(gained) ** 0.5:
+                helpful.append(name)
+        if helpful:
+            linear = _Linear(choices, names, [name for name in used if name in {*linear.used, *helpful}], seed)
+            crossed = linear.cross_fitted(pool, SHRINKAGE)
+        (weights,) = linear.fitted(everyone, [crossed.shrinkage])
+        there = torch.from_numpy(linear.there)
+        cases = ChoiceTensors(
+            inputs_of(torch.from_numpy(choices.features[..., linear.columns]), there),
+            there,
+            _as_targets(linear.chosen),
+            torch.from_numpy(choices.case_weights).float(),
         )
-        if len(gained) and gained.mean() > gained.std() / len(gained) ** 0.5:
-            helpful.append(name)
-    if helpful:
-        linear = _Linear(choices, names, [name for name in used if name in {*linear.used, *helpful}], seed)
-        crossed = linear.cross_fitted(SHRINKAGE)
-    (weights,) = linear.fitted(everyone, [crossed.shrinkage])
-    there = torch.from_numpy(linear.there)
-    cases = ChoiceTensors(
-        inputs_of(torch.from_numpy(choices.features[..., linear.columns]), there),
-        there,
-        _as_targets(linear.chosen),
-        torch.from_numpy(choices.case_weights).float(),
-    )
 
-    def corrections(rows: NDArray[np.bool_], weights: Floats) -> Iterator[Correction]:
-        kept = torch.from_numpy(rows & linear.answered)
-        return fit_correction(cases.of(kept), torch.from_numpy(linear.scaled @ weights).float()[kept], passes, seed)
+        def corrections(rows: NDArray[np.bool_], weights: Floats) -> Iterator[Correction]:
+            kept = torch.from_numpy(rows & linear.answered)
+            return fit_correction(cases.of(kept), torch.from_numpy(linear.scaled @ weights).float()[kept], passes, seed)
 
-    passes = most_epochs(int(linear.answered.sum()))
-    held_out = [rows for fold in range(FOLDS) if (rows := np.asarray(linear.folds == fold)).any()]
-    bases = [torch.from_numpy(crossed.scores[rows]).float() for rows in held_out]
-    networks = [corrections(~rows, crossed.weights[linear.folds[rows][0]]) for rows in held_out]
-    ranks, by_epochs = [], []  # by epoch of the networks of all folds: ranks, and held-out likelihoods
-    for epoch in range(passes + 1):
-        report(FOLDS + FOLDS * epoch // (passes + 1), FITS)
-        ranks.append(np.zeros(choices.targets.shape, np.int64))
-        by_epochs.append(np.zeros(len(everyone)))
-        for rows, base, network in zip(held_out, bases, networks, strict=True):
-            inputs = cases.inputs[torch.from_numpy(rows)]
-            ordering = corrected(next(network), inputs, base) if epoch else crossed.scores[rows]
-            order = np.argsort(-ordering, axis=1, kind="stable")
-            ordered = np.take_along_axis(choices.items[rows], order, axis=1)
-            ranks[-1][rows] = target_rank_in(ordered, choices.targets[rows])
-            by_epochs[-1][rows & linear.answered] = linear.likelihoods(ordering, rows)
-        if epoch - np.argmax([values.sum() for values in by_epochs]) >= PATIENCE:
-            break
+        def of_next_epoch(rows: NDArray[np.bool_], base: Tensor, network: Iterator[Correction]) -> Floats:
+            return corrected(next(network), cases.inputs[torch.from_numpy(rows)], base)
+
+        passes = most_epochs(int(linear.answered.sum()))
+        held_out = [rows for fold in range(FOLDS) if (rows := np.asarray(linear.folds == fold)).any()]
+        bases = [torch.from_numpy(crossed.scores[rows]).float() for rows in held_out]
+        networks = [corrections(~rows, crossed.weights[linear.folds[rows][0]]) for rows in held_out]
+        orders = [crossed.scores[rows] for rows in held_out]
+        ranks, by_epochs = [], []  # by epoch of the networks of all folds: ranks, and held-out likelihoods
+        for epoch in range(passes + 1):
+            report(FOLDS + FOLDS * epoch // (passes + 1), FITS)
+            ranks.append(np.zeros(choices.targets.shape, np.int64))
+            by_epochs.append(np.zeros(len(everyone)))
+            if epoch:
+                orders = list(pool.map(of_next_epoch, held_out, bases, networks))
+            for rows, ordering in zip(held_out, orders, strict=True):
+                order = np.argsort(-ordering, axis=1, kind="stable")
+                ordered = np.take_along_axis(choices.items[rows], order, axis=1)
+                ranks[-1][rows] = target_rank_in(ordered, choices.targets[rows])
+                by_epochs[-1][rows & linear.answered] = linear.likelihoods(ordering, rows)
+            if epoch - np.argmax([values.sum() for values in by_epochs]) >= PATIENCE:
+                break
     report(2 * FOLDS, FITS)
     epochs = fewest_epochs(np.stack(by_epochs)[:, linear.answered]) if passes else 0
     correction = next(islice(corrections(everyone, weights), epochs - 1, None)) if epochs else None
