@@ -23,7 +23,7 @@ demo: $(if $(wildcard $(SETUP)),$(SETUP),$(DEMO))
 # Tests sync and delete thousands of small files: in memory where there are 4 GB of it, since disks take milliseconds.
 TMP := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 && system("test -w /dev/shm") == 0 {print "TMPDIR=/dev/shm"}')
 # A file's tests go to one process, so that what they share is made once; a process has one thread of a library.
-PYTEST := OMP_NUM_THREADS=1 $(TMP) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(TMP) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # SLOW=1, as in CI: also runs that are killed, repetitions by the hundred, whole studies.
 test: $(SETUP)
