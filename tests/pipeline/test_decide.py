@@ -301,8 +301,8 @@ def test_what_a_changed_recipe_makes_stale_is_made_again_and_said(
 def test_a_function_that_is_not_there_is_said_before_anything_is_trained(
     world: Any, data: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text("def taste(histories, candidates):\n    return None\n", encoding="utf-8")
-    run: Run = world.run(tmp_path / "run", data, reward={"kind": "callable", "function": "mine:tastes"})
+    (tmp_path / "half_done.py").write_text("def taste(histories, candidates):\n    return None\n", encoding="utf-8")
+    run: Run = world.run(tmp_path / "run", data, reward={"kind": "callable", "function": "half_done:tastes"})
     run.code = tmp_path
     with pytest.raises(UserError, match="tastes"):
         run.decide()
