@@ -95,10 +95,10 @@ def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
         section = getattr(section, part, None)
     if of_place:
         return _reduced(getattr(section, name, None), key, ())
-    field = getattr(type(section), "model_fields", {}).get(name)
-    if field is None or field.is_required():
+    if name not in getattr(type(section), "model_fields", {}):
         return None
-    return _reduced(field.get_default(call_default_factory=True), key, ())
+    default = _reduced_default(type(section), name, key, ())
+    return None if default is NO_DEFAULT else default
 
 
 def _of_field(section: Section, name: str, key: str, but: tuple[str, ...]) -> tuple[Any, Any]:
