@@ -95,7 +95,7 @@ def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
         section = getattr(section, part, None)
     if of_place:
         return _reduced(getattr(section, name, None), key, ())
-    if name not in getattr(type(section), "model_fields", {}):
+    if not isinstance(section, Section) or name not in type(section).model_fields:
         return None
     default = _reduced_default(type(section), name, key, ())
     return None if default is NO_DEFAULT else default
