@@ -85,6 +85,9 @@ def test_content_is_the_cosine_with_the_decayed_sum() -> None:
     source = ContentSimilarity(vectors)
     scores = source.scores(histories([4], [3, 1]))
     np.testing.assert_allclose(scores[1].numpy(), expected, rtol=1e-5, atol=1e-6)
+    some = source.scores_at(histories([4], [3, 1]), torch.tensor([[0, 5], [2, -1]]))
+    np.testing.assert_allclose(some[1, 0], expected[2], rtol=1e-5)
+    np.testing.assert_allclose(some[0], scores[0, [0, 5]], rtol=1e-5)
     assert torch.equal(source.feature(scores), scores)
     nothing = ContentSimilarity(np.zeros((6, 1), np.float32)).scores(histories([3, 1]))
     assert nothing.tolist() == [[0.0] * 6]

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from adagrpo.lists.own import past_of
-from adagrpo.lists.sources import DECAY
+from adagrpo.lists.sources import DECAY, CandidateSource
 from adagrpo.types import Histories
 
 
-class ContentSimilarity:
+class ContentSimilarity(CandidateSource):
     """Similarity of items' vectors."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:  # (V, W)
@@ -24,11 +24,18 @@ class ContentSimilarity:
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) cosines."""
+        return self._profiles(histories) @ self._vectors.to(histories.items.device).T
+
+    def scores_at(self, histories: Histories, items: Tensor) -> Tensor:
+        """Return (B, N) cosines, without reading other items' vectors."""
+        vectors = self._vectors.to(items.device)[items.clamp(min=0)]
+        return (vectors @ self._profiles(histories).unsqueeze(-1)).squeeze(-1)
+
+    def _profiles(self, histories: Histories) -> Tensor:  # (B, W)
         past, vectors = past_of(histories), self._vectors.to(histories.items.device)
-        there = past.items >= 0
-        weights = torch.where(there, DECAY ** past.baskets.float(), 0.0)
+        weights = torch.where(past.items >= 0, DECAY ** past.baskets.float(), 0.0)
         profile = (weights.unsqueeze(-1) * vectors[past.items.clamp(min=0)]).sum(dim=1)
-        return functional.normalize(profile, dim=1) @ vectors.T
+        return functional.normalize(profile, dim=1)
 
     def feature(self, scores: Tensor) -> Tensor:
         """Return the scores unchanged."""

@@ -58,7 +58,7 @@ class FittedWeights(NamedTuple):
 class Proposals(NamedTuple):
     """Items that the sources propose for `B` histories."""
 
-    scores: Mapping[str, Tensor]  # (B, V) of each source
+    scores: Mapping[str, Tensor]  # (B, V) of each source that proposes
     items: Tensor  # (B, P) int64, distinct in a row, -1 where there is none
 
 
@@ -97,10 +97,10 @@ class Fusion:
 
     @torch.no_grad()
     def propose(self, histories: Histories, closed: Tensor) -> Proposals:
-        """Collect the sources' scores and best items, without `closed` (B, V)."""
+        """Collect the proposing sources' scores and best items, without `closed` (B, V)."""
         # many small operations, faster in inference mode
         with torch.inference_mode():
-            found = {name: source.scores(histories) for name, source in self.sources.items()}
+            found = {name: self.sources[name].scores(histories) for name in self.proposing}
             others = [best_of(found[name], closed, self.width)[0] for name in self.proposing]
             items = unite(others) if others else torch.empty(len(closed), 0, dtype=torch.int64, device=closed.device)
         return Proposals(found, items)
@@ -141,12 +141,14 @@ class Fusion:
         """Compute features of items (B, N), -1 for none.
 
         Args:
-            found: (B, V) scores of each source, by name.
+            found: (B, V) scores of sources, by name; the others are asked for these items.
         """
         there = items.clamp(min=0)
         columns = [log_probs]
         with torch.inference_mode():
-            columns += [source.feature(found[name].gather(1, there)) for name, source in self.sources.items()]
+            for name, source in self.sources.items():
+                said = found[name].gather(1, there) if name in found else source.scores_at(histories, items)
+                columns.append(source.feature(said))
         answer: Tensor | None = None
         if self.rewards:
             assert reward is not None, "the fusion asks one"

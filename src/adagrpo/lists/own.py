@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.lists.sources import CandidateSource
 from adagrpo.types import Histories, Past
 
 DECAY = 0.8  # γ
@@ -24,7 +25,7 @@ TIE = 1e-6  # the weight of popularity among items of equal count and age, below
 FLOOR = 1e-2  # added to `own_recent` before its logarithm
 
 
-class OwnItems:
+class OwnItems(CandidateSource):
     """How often each item is in the user's whole history."""
 
     def __init__(self, popularity: NDArray[np.int64]) -> None:  # (V,) training interactions
@@ -45,7 +46,7 @@ class OwnItems:
         return scores.clamp(min=0.0).floor().log1p().float()
 
 
-class OwnRecent:
+class OwnRecent(CandidateSource):
     """How often and how recently, in baskets."""
 
     def __init__(self, num_items: int) -> None:

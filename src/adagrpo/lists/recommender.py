@@ -257,8 +257,7 @@ class Recommender:
         with mixed_precision(self.policy, self.precision):
             log_probs = self.policy.score(self.policy.encode(batch), self.catalog.codes[there]).float().sum(dim=-1)
         if self.fusion is not None:
-            found = {name: source.scores(batch) for name, source in self.fusion.sources.items()}
-            return self.fusion.scores(self.fusion.features_of(batch, items, log_probs, found, self.reward))
+            return self.fusion.scores(self.fusion.features_of(batch, items, log_probs, {}, self.reward))
         if rewards is not None:
             log_probs = mixed_scores(log_probs, rewards, self.reward_weight, self.within_list_std)
         return log_probs.masked_fill(items < 0, -torch.inf)

@@ -48,12 +48,16 @@ class CandidateSource(Protocol):
         """Return (B, V) float32 scores, -inf for items that the source never lists."""
         ...
 
+    def scores_at(self, histories: Histories, items: Tensor) -> Tensor:
+        """Return (B, N) scores of items; unspecified at -1."""
+        return self.scores(histories).gather(1, items.clamp(min=0))
+
     def feature(self, scores: Tensor) -> Tensor:
         """Return (B, N) finite features of a fused list from scores."""
         ...
 
 
-class Shares:
+class Shares(CandidateSource):
     """The same score of each item, whatever the history."""
 
     def __init__(self, shares: NDArray[np.float64]) -> None:  # (V,) above 0
@@ -68,7 +72,7 @@ class Shares:
         return scores
 
 
-class NearestItems:
+class NearestItems(CandidateSource):
     """Items near those of the history, recent ones above all."""
 
     def __init__(self, near: sparse.csr_array, floor: float = FLOOR) -> None:
@@ -106,7 +110,7 @@ class NearestItems:
         return (scores.clamp(min=0.0) + self.floor).log()
 
 
-class RankerScores:
+class RankerScores(CandidateSource):
     """The sequential ranker."""
 
     def __init__(self, ranker: SequentialRanker) -> None:

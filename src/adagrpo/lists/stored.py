@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from adagrpo.lists.sources import CandidateSource
 from adagrpo.types import Histories
 
 
-class StoredLists:
+class StoredLists(CandidateSource):
     """Items by user, best first; a user without a list, or an unknown one, gets none."""
 
     def __init__(self, lists: Mapping[str, Sequence[int]], num_items: int) -> None:

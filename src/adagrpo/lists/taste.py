@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from adagrpo.lists.sources import click_through
+from adagrpo.lists.sources import CandidateSource, click_through
 from adagrpo.types import Histories
 
 Floats = NDArray[np.float32]
@@ -31,7 +31,7 @@ WIDTH = 32  # of vectors
 QUANTILES = 8  # of a column of numbers
 
 
-class Tastes:
+class Tastes(CandidateSource):
     """Users' weights of descriptions."""
 
     def __init__(self, users: Floats, items: Floats, rows: Mapping[str, int]) -> None:
@@ -50,7 +50,7 @@ class Tastes:
         return scores
 
 
-class Passed:
+class Passed(CandidateSource):
     """Items that a user was shown and did not take."""
 
     def __init__(

@@ -62,8 +62,8 @@ class SequentialRanker(nn.Module):
 
     def last_states(self, histories: Histories) -> Tensor:
         """Return (B, D) states of the whole histories."""
-        rows = torch.arange(len(histories.lengths), device=histories.lengths.device)
-        return self.states(histories)[rows, histories.lengths - 1]
+        output: Tensor = self.encoder(self.items(histories.items), histories.lengths - 1)
+        return output.squeeze(1)
 
     def candidate_scores(self, states: Tensor, items: Tensor) -> Tensor:
         """Return (B, N) float32 scores of items from states (B, D); unspecified at -1."""
