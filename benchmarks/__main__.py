@@ -50,6 +50,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path, Path], list[Row]], str | None]] = {
     "beside": (beside.beside, "amazon-beauty"),
     "serving": (serving.serving, "amazon-beauty"),
     "beauty_end_to_end_min": (whole.beauty_end_to_end, "amazon-beauty"),
+    "decide": (whole.decide, "amazon-beauty"),
     "prepare_20m": (whole.prepare_20m, None),
     "scale": (scale.scale, None),
     "eligible": (eligible_parts.eligible_parts, None),
