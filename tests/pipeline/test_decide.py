@@ -436,7 +436,7 @@ def test_other_work_on_the_machine_does_not_change_what_a_list_takes(
     monkeypatch.setattr("adagrpo.pipeline.decide.ROUNDS", 7)
     asked = partial(RunData.queries_of, SimpleNamespace(user_ids=list(range(6))))  # type: ignore[arg-type]
     data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0), queries_of=asked)
-    found = _milliseconds(machine, data, ["item_knn", "fuse"])  # type: ignore[arg-type]
+    found = _milliseconds(dict(machine.recommenders(["item_knn", "fuse"])), data)  # type: ignore[arg-type]
     assert found["item_knn"] == pytest.approx((4, 4)) and found["fuse"] == pytest.approx((8, 8))
     assert machine.asked == (["item_knn"] * 3 + ["fuse"] * 3) * 8
 

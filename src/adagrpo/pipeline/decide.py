@@ -21,7 +21,6 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import Interval, all_pairs
-from adagrpo.lists import Query, Recommender
+from adagrpo.lists import Recommender
 from adagrpo.lists.names import (
     CONTROL,
     FUSE,
@@ -72,13 +71,6 @@ CHECK = "Check that all that it was fitted on or counts ends where training ends
 Values = NDArray[np.float64]
 
 
-class Milliseconds(NamedTuple):
-    """Time per list."""
-
-    wall: float
-    processor: float  # CPU time of all threads
-
-
 class Choice(NamedTuple):
     """A contender and the reason for choosing it."""
 
@@ -93,10 +85,9 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
     if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
         return []
     try:
-        found = {name: leak_reason(signs) for name, signs in suspects(Models(RunData(run))).items()}
+        leaks = _leaks(Models(RunData(run)))
     except NotFinite:  # reported by the first look at the rewards
         return []
-    leaks = {name: reason for name, reason in found.items() if reason is not None}
     kept = [place for place in range(len(options.parts)) if f"{REWARD}-{place + 1}" not in leaks]
     if not leaks or not kept:
         return []
@@ -109,6 +100,10 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
         f"{reward_title(options, name)} has probably seen the held-out items and was left out: {reason}. {CHECK}"
         for name, reason in leaks.items()
     ]
+
+
+def _leaks(models: Models) -> dict[str, str]:
+    return {name: why for name, signs in suspects(models).items() if (why := leak_reason(signs)) is not None}
 
 
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
@@ -210,15 +205,11 @@ def decision(
     run: RunDirectory,
     arms: Sequence[str],
     budget: float | None,
-    control: str = START,
-    left_out: Mapping[str, str] = MappingProxyType({}),
-    leaking: Sequence[str] = (),
+    control: str,
+    left_out: Mapping[str, str],
+    leaking: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the contenders, the choice and its uncertainty.
-
-    Args:
-        budget: milliseconds per list; None is unlimited.
-    """
+    """Return the contenders, the choice and its uncertainty; `budget` is in milliseconds per list."""
     data = RunData(run)
     maker = ListMaker(Models(data))
     names = [name for name in contenders(run.config, arms) if name not in left_out]
@@ -226,20 +217,18 @@ def decision(
     as_logged = {name: ndcg(found, TOP, sizes) for name, (found, sizes) in ranks.items()}
     weights = pl.read_parquet(_ranks_file(run, START), columns=[WEIGHT])[WEIGHT].to_numpy()
     values = {name: weights * found for name, found in as_logged.items()}
-    times = _milliseconds(maker, data, names)
-    taken = {name: one.wall for name, one in times.items()}
-    found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
-    leaks = {name: reason for name, reason in found.items() if reason is not None}
+    lists = dict(maker.recommenders(names))
+    times = _milliseconds(lists, data)
+    taken = {name: wall for name, (wall, _) in times.items()}
+    leaks = _leaks(maker.models)
     taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
     trusted: dict[str, Values] = {}
     for name in names:
         called = parse_list(name)
-        asks = (
-            bool(leaks) and maker.asks_reward(called) if reward_number(called.order) is None else called.order in leaks
-        )
+        alone = reward_number(called.order) is not None
+        asks = called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
         if name != CONTROL and not asks and called.policy not in taught:  # what users get today is not what is better
             trusted[name] = values[name]
-    lists = dict(maker.recommenders(names))
     random = random_order(data, lists.items())
     later = None if random is not None else random_order(data, lists.items(), SHOWN_LATER)
     told = None if later is None else independence(data, [(one, lists[one]) for one in TELLING if one in lists])
@@ -260,9 +249,12 @@ def decision(
     quick = {name: found for name, found in allowed.items() if budget is None or taken[name] <= budget}
     if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
+    shown = [f"{metric}@{TOP}" for metric in ("hr", "ndcg", "recall", "coverage", "tail_share", "hallucination")]
     rows: list[dict[str, Any]] = []
     for name in names:
-        against = pairs[name, START]
+        called, against = parse_list(name), pairs[name, START]
+        trained = called.policy not in (None, START) and called.order == "policy"
+        test = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")["test"]
         rows.append(
             {
                 "list": name,
@@ -272,10 +264,10 @@ def decision(
                     f"ndcg@{TOP}_as_logged": as_logged[name].mean(),
                 },
                 f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
-                "test": _test_metrics(run, name),
+                "test": {key: one for key, one in test.items() if key in shown or key.startswith("true_utility")},
                 "milliseconds": round(taken[name], 2),
-                "processor_milliseconds": round(times[name].processor, 2),
-                "needs": maker.needs(parse_list(name)),
+                "processor_milliseconds": round(times[name][1], 2),
+                "needs": maker.needs(called),
             }
         )
         for judge, of_users in (("random", random), ("shown_later", later)):
@@ -299,11 +291,9 @@ def decision(
             *leaking,
             *doubts_of_control(data),
             *_doubts(data, quick, as_logged, choice, leaks),
-            *_of_judges(data, random, later, harmful),
-            *([] if judged is None else _of_outdone(judged, outdone)),
-            *([] if later is None or judged is later else _of_later(later, [*quick], choice.chosen)),
+            *_doubts_of_judges(data, random, later, judged, harmful, outdone, [*quick], choice.chosen),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
-            *_of_catalogue(run),
+            *_doubts_of_catalogue(run),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
@@ -320,13 +310,19 @@ def decision(
     }
 
 
-def _of_judges(
-    data: RunData, random: RandomOrder | None, later: RandomOrder | None, harmful: Sequence[str]
+def _doubts_of_judges(
+    data: RunData,
+    random: RandomOrder | None,
+    later: RandomOrder | None,
+    judged: RandomOrder | None,  # which of both excluded lists
+    harmful: Sequence[str],
+    outdone: Mapping[str, str],
+    names: Sequence[str],
+    chosen: str,
 ) -> list[str]:
     doubts = []
     if random is None and data.config.data.random is not None:
         doubts += ["what was shown at random judged no list: no user with a history clicked some of it and left some"]
-    judged = random or later
     if judged is not None and harmful:
         lost = ", ".join(f"{name} by {-100 * judged.against(name).mean:.1f}" for name in harmful)
         shown = "at random to" if random is not None else "after validation to"
@@ -334,33 +330,27 @@ def _of_judges(
             f"on what was shown {shown} {len(judged.auc[START]):,} users, these order clicks worse than {START}, in"
             f" points of AUC, and were not taken: {lost}"
         ]
+    if judged is not None and outdone:
+        lost = ", ".join(f"{name} by {-100 * judged.against(name, one).mean:.1f}" for name, one in outdone.items())
+        doubts += [
+            "of what users were shown, these order clicks significantly worse than"
+            f" {', '.join(dict.fromkeys(outdone.values()))}, whose first ten are clicked no less, and were not taken,"
+            f" in points of AUC: {lost}"
+        ]
+    if later is None or judged is later:
+        return doubts
+    first = max(names, key=lambda name: float(later.auc[name].mean()))
+    if chosen in later.worse([name for name in names if name != first], first):
+        gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in later.against(first, chosen)[:3]))
+        doubts += [
+            f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases"
+            f" better than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is"
+            " shown; an experiment between the two says which one users prefer"
+        ]
     return doubts
 
 
-def _of_outdone(judged: RandomOrder, outdone: Mapping[str, str]) -> list[str]:
-    if not outdone:
-        return []
-    lost = ", ".join(f"{name} by {-100 * judged.against(name, other).mean:.1f}" for name, other in outdone.items())
-    first = ", ".join(dict.fromkeys(outdone.values()))
-    return [
-        f"of what users were shown, these order clicks significantly worse than {first}, whose first ten are clicked no"
-        f" less, and were not taken, in points of AUC: {lost}"
-    ]
-
-
-def _of_later(later: RandomOrder, names: Sequence[str], chosen: str) -> list[str]:
-    first = max(names, key=lambda name: float(later.auc[name].mean()))
-    if chosen not in later.worse([name for name in names if name != first], first):
-        return []
-    gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in later.against(first, chosen)[:3]))
-    return [
-        f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases"
-        f" better than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is"
-        " shown; an experiment between the two says which one users prefer"
-    ]
-
-
-def _of_catalogue(run: RunDirectory) -> list[str]:
+def _doubts_of_catalogue(run: RunDirectory) -> list[str]:
     latest = catalog_versions(run)[-1]
     if not latest.number or parts_of(run, measuring=True)[latest.stage].usable:
         return []
@@ -376,40 +366,23 @@ def _ranks_file(run: RunDirectory, name: str) -> Path:
     return run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)
 
 
-def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
-    called = parse_list(name)
-    trained = called.policy not in (None, START) and called.order == "policy"
-    content = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")
-    shown = (
-        f"hr@{TOP}",
-        f"ndcg@{TOP}",
-        f"recall@{TOP}",
-        f"coverage@{TOP}",
-        f"tail_share@{TOP}",
-        f"hallucination@{TOP}",
-    )
-    return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
-
-
-def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
-    """Single-request times: median over histories of the minimum over rounds."""
+def _milliseconds(lists: Mapping[str, Recommender], data: RunData) -> dict[str, tuple[float, float]]:
+    """Wall and processor time of single requests: median over histories of the minimum over rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     queries = data.queries_of(cases, np.arange(len(cases)))
-    served = dict(maker.recommenders(names))
-    for one in served.values():
+    for served in lists.values():
         for query in queries[:WARM_UP]:
-            _time(one, query)
-    taken: dict[str, list[list[Milliseconds]]] = {name: [] for name in names}
-    for _ in range(ROUNDS):
-        for name, one in served.items():
-            taken[name].append([_time(one, query) for query in queries[WARM_UP:] or queries])
-    return {name: Milliseconds(*np.median(np.min(times, axis=0), axis=0).tolist()) for name, times in taken.items()}
-
-
-def _time(served: Recommender, query: Query) -> Milliseconds:
-    started, worked = time.perf_counter(), time.process_time()
-    served.recommend([query])
-    return Milliseconds(1000 * (time.perf_counter() - started), 1000 * (time.process_time() - worked))
+            served.recommend([query])
+    timed, turns = queries[WARM_UP:] or queries, [*lists.values()] * ROUNDS
+    taken = np.empty((len(turns), len(timed), 2))
+    for turn, served in enumerate(turns):
+        for case, query in enumerate(timed):
+            started, worked = time.perf_counter(), time.process_time()
+            served.recommend([query])
+            taken[turn, case] = time.perf_counter() - started, time.process_time() - worked
+    taken = taken.reshape(ROUNDS, len(lists), len(timed), 2)
+    found = 1000 * np.median(taken.min(axis=0), axis=1)
+    return {name: (wall, processor) for name, (wall, processor) in zip(lists, found.tolist(), strict=True)}
 
 
 def _below(values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval]) -> str | None:

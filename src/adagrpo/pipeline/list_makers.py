@@ -363,9 +363,11 @@ class Lists(NamedTuple):
     scores: NDArray[np.float32]  # (N, W)
 
 
-def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], list[Query]]]:
-    """Yield row indices and queries, in batches of similar length."""
-    eligible, size = data.eligible, data.config.evaluation.batch_size
+def batches_of(
+    served: Recommender, data: RunData, cases: Cases, of: RunData | None = None
+) -> Iterator[tuple[NDArray[np.int64], list[Query]]]:
+    """Yield row indices and queries, in batches of similar length; `of` is the list's run, if not the cases'."""
+    eligible, size = (of or data).eligible, data.config.evaluation.batch_size
     order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
     for first in range(0, len(order), size):
         rows = order[first : first + size]
@@ -379,22 +381,21 @@ def lists_of(
     report: Callable[[int, int], None] = lambda done, total: None,
     *,
     now: float | None = None,
+    of: RunData | None = None,
 ) -> Lists:
     """Return the served list of each case; `now`, in days since 1970, is the time of all, if given."""
-    found = Lists(
-        np.full((len(cases), served.width), -1, dtype=np.int64),
-        np.full((len(cases), served.width), -np.inf, dtype=np.float32),
-    )
+    items = np.full((len(cases), served.width), -1, dtype=np.int64)
+    scores = np.full((len(cases), served.width), -np.inf, dtype=np.float32)
     done = 0
-    for rows, queries in batches_of(served, data, cases):
+    for rows, queries in batches_of(served, data, cases, of):
         if now is not None:
             queries = [query._replace(now=now) for query in queries]
         for row, answer in zip(rows, served.recommend(queries), strict=True):
-            found.items[row, : len(answer.items)] = served.known(answer.items)[0]
-            found.scores[row, : len(answer.items)] = answer.scores
+            items[row, : len(answer.items)] = served.known(answer.items)[0]
+            scores[row, : len(answer.items)] = answer.scores
         done += len(rows)
         report(done, len(cases))
-    return found
+    return Lists(items, scores)
 
 
 def save_fitted(fitted: sparse.csr_array | Arrays, path: Path) -> None:

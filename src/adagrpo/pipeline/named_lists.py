@@ -29,7 +29,7 @@ from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
 from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.refit import refit_of, why_not_refit
-from adagrpo.pipeline.refreshed import served_refresh
+from adagrpo.pipeline.refreshed import refresh_of, served_refresh
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -77,11 +77,12 @@ def answering(run: RunDirectory, asked: ListOptions) -> Answering:
     may_be_refit = not (asked.as_measured or asked.checkpoint != "best" or asked.reward_weight)
     decided = decision_now(run) if may_be_refit and run.config.decide.refit else None
     is_chosen = decided is not None and parse_list(decided["chosen"]) == name
-    refit = refit_of(run)
-    not_refit = why_not_refit(refit, str(name)) if is_chosen else ""
-    fresh, not_fresh = served_refresh(run, str(name)) if is_chosen and not not_refit else (None, "")
-    by_fresh = fresh is not None and asked.catalog in (LATEST, fresh.version.name)
-    version = open_version(run, LATEST if by_fresh else asked.catalog)
+    not_refit = why_not_refit(refit_of(run), str(name)) if is_chosen else ""
+    about, not_fresh = served_refresh(run, str(name)) if is_chosen and not not_refit else (None, "")
+    fresh = None if about is None else CatalogVersion(refresh_of(run, about["number"]), 0)
+    if fresh is not None and asked.catalog not in (LATEST, fresh.name):
+        fresh = None
+    version = open_version(run, asked.catalog if fresh is None else LATEST)
     check_served(run, chosen, version, name, asked.checkpoint)
     if not is_chosen:
         return Answering(run, name, chosen, version)
@@ -89,10 +90,9 @@ def answering(run: RunDirectory, asked: ListOptions) -> Answering:
         again = command(run, "decide")
         said = f"the refit of {name} {not_refit}, so the list is served as measured; run {again}"
         return Answering(run, name, chosen, version, said)
-    if fresh is not None and by_fresh:
-        answers, why = fresh.version, f"refreshed by interactions to {fresh.about['last']}"
-    else:
-        answers, why = CatalogVersion(refit, version.number), "refit on all interactions"
+    answers, why = fresh or CatalogVersion(refit_of(run), version.number), "refit on all interactions"
+    if fresh is not None and about is not None:
+        why = f"refreshed by interactions to {about['last']}"
     weights = answers.run.path(*weights_of(chosen.arm))
     step = read_json(weights / "checkpoint.json")["step"]
     said = f"{not_fresh}, so its refit is served; run {command(run, 'refresh')}" if not_fresh else ""

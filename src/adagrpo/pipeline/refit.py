@@ -7,6 +7,7 @@ versions of the catalogue, the weights of fused lists and of rewards.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
@@ -25,9 +26,14 @@ from adagrpo.storage.writing import MANIFEST
 
 def refit_of(run: RunDirectory) -> RunDirectory:
     """Return the directory of a run's refit, perhaps missing."""
-    refit = type(run)(run.directory / REFIT, run.config, run.data, run.console, run.code, measured=run)
-    refit.called, refit.described, refit.overrides = run.called, run.described, run.overrides  # of messages
-    return refit
+    return run_within(run, run.directory / REFIT)
+
+
+def run_within(run: RunDirectory, folder: Path, begun: RunDirectory | None = None) -> RunDirectory:
+    """Return a run inside a run that reads all else from it; `begun` is the fit it goes on from."""
+    made = type(run)(folder, run.config, run.data, run.console, run.code, measured=run, begun=begun)
+    made.called, made.described, made.overrides = run.called, run.described, run.overrides  # of messages
+    return made
 
 
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:

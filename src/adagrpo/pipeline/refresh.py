@@ -39,7 +39,6 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
 from adagrpo.evaluation.reranking import case_weights
 from adagrpo.evaluation.statistics import all_pairs
-from adagrpo.lists.names import ListName
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
@@ -47,15 +46,15 @@ from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, p
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import write_json
-from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import Answering, ListOptions, answering, decision_now
 from adagrpo.pipeline.refit import fitted_stages
 from adagrpo.pipeline.refreshed import (
     ABOUT,
+    about_refresh,
     decided_by,
     of_rows,
-    open_refresh,
     refresh_of,
     refreshes,
     serve_refresh,
@@ -67,7 +66,7 @@ from adagrpo.pipeline.versions import open_version
 from adagrpo.semantic_ids import Catalog, language_vectors
 from adagrpo.semantic_ids.placement import seen_together
 from adagrpo.storage.writing import remove
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Ragged
 
 TOP = 10
 FEWEST, MOST = 30, 4_000  # cases of a comparison: with fewer the served list stays, more are sampled
@@ -93,23 +92,39 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
     """
     started = time.monotonic()
     with locked(run):
-        old = _served(run)
+        if not run.config.decide.refit or decision_now(run) is None:
+            raise UserError(
+                f"{REFRESH}: goes on from the refit of the list that decide chose, and there is none; run"
+                f" {command(run, 'decide')}"
+            )
+        old = answering(run, ListOptions())
+        if not old.refit:
+            raise UserError(f"{REFRESH}: {old.note}")
+        if run.config.data.exposures is not None:
+            raise UserError(
+                f"{REFRESH}: {run.called} reads what a service showed, and rows of files cannot be added to that;"
+                " decide again with all logs"
+            )
         served, last = refreshes(run)
         served = 0 if old.run.begun is None else served
         of, number = decided_by(run, str(old.name)), last + 1
-        goes_on = last > 0 and open_refresh(run, last).about["of"] == of  # else its rows are of other logs
+        goes_on = last > 0 and about_refresh(run, last)["of"] == of  # else its rows are of other logs
         known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
         found = _with_new_rows(run, logs, known)
         run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
         whole, trial = refresh_of(run, number), refresh_of(run, number, "trial")
         old.run.catalog = old.version.number
         trial.begun, whole.begun = old.run, trial
-        waiting = open_refresh(run, served).about["waiting"] if served else []
+        waiting = about_refresh(run, served)["waiting"] if served else []
         data, start, items_before = _numbered(run, old, found)
         reads = [*logs, known, *(path for path in [known.with_name(SHOWN)] if path.is_file())]
         lengths = np.bincount(data.interactions[USER].to_numpy(), minlength=len(data.users))
         make(whole, "prepare", _prepared(whole, data, splits.everything(lengths), reads, {}, found))
-        split = _cut(run, data, lengths, start)
+        offsets, times = np.append(0, lengths.cumsum()).astype(np.int64), data.interactions[TIMESTAMP].to_numpy()
+        split = splits.temporal(times, offsets, validation_from=start, test_from=np.inf)
+        if run.config.data.split.baskets:
+            split = splits.with_baskets(split, data.interactions[BASKET].to_numpy(), offsets)
+        split = dataclasses.replace(split, trained_before=None)
         shown = None if data.impressions is None else data.impressions.filter(pl.col(ITEM) < items_before)
         seen = dataclasses.replace(data, items=data.items.head(items_before), impressions=shown)
         make(trial, "prepare", _prepared(trial, seen, split, reads, {"from": start}))
@@ -131,7 +146,7 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         write_json(run.directory / REFRESH / f"{number:04d}" / ABOUT, about)
         now = number if compared["takes_over"] else served
         serve_refresh(run, now, number)
-        kept = {number, now, open_refresh(run, now).about["before"] if now else 0}
+        kept = {number, now, about_refresh(run, now)["before"] if now else 0}
         for folder in (run.directory / REFRESH).glob("[0-9]*"):
             if int(folder.name) not in kept:
                 remove(folder, lambda name: True)
@@ -144,28 +159,11 @@ def serve_before(run: RunDirectory) -> dict[str, Any]:
         number, last = refreshes(run)
         if not number:
             raise UserError(f"{run.called}: serves no refresh, so there is none to go back from")
-        before = int(open_refresh(run, number).about["before"])
+        before = int(about_refresh(run, number)["before"])
         if before and not (run.directory / REFRESH / f"{before:04d}" / ABOUT).is_file():
             raise UserError(f"{run.called}: refresh {before}, served before {number}, is not kept any more")
         serve_refresh(run, before, last)
     return {"number": before, "instead_of": number}
-
-
-def _served(run: RunDirectory) -> Answering:
-    if not run.config.decide.refit or decision_now(run) is None:
-        again = command(run, "decide")
-        raise UserError(
-            f"{REFRESH}: goes on from the refit of the list that decide chose, and there is none; run {again}"
-        )
-    old = answering(run, ListOptions())
-    if not old.refit:
-        raise UserError(f"{REFRESH}: {old.note}")
-    if run.config.data.exposures is not None:
-        raise UserError(
-            f"{REFRESH}: {run.called} reads what a service showed, and rows of files cannot be added to that; decide"
-            " again with all logs"
-        )
-    return old
 
 
 def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows:
@@ -175,7 +173,9 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     source, options = log_source(run), run.config.data
     table = source.read_items() if source.items is not None and source.items.is_file() else None
     refuse = source.refusals(table)
-    of_shown = [path for path in logs if _is_of_shown(source, path)]
+    named = [shown.options.columns for shown in source.shown]
+    marks = [{one.item, one.clicked} for one in named if one.clicked is not None]
+    of_shown = [path for path in logs if any(mark <= {*columns_of(path)} for mark in marks)]
     if len(of_shown) == len(logs):
         raise UserError(f"{logs[0]}: says what was shown; give the orders of the same time too")
     read = source._replace(logs=[path for path in logs if path not in of_shown]).read_logs(refuse)
@@ -237,11 +237,6 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     if shown is not None:
         counts["shown"] = len(shown.filter(pl.col(TIMESTAMP) > latest))
     return _Rows(pl.concat([known, fresh.select(known.columns)]), shown, unit, about)
-
-
-def _is_of_shown(source: LogSource, path: Path) -> bool:
-    columns = [shown.options.columns for shown in source.shown]
-    return any({one.item, one.clicked} <= {*columns_of(path)} for one in columns if one.clicked is not None)
 
 
 def _with_new_shown(
@@ -323,14 +318,6 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
     return (data_of(before) if len(came) else data), start, len(before)
 
 
-def _cut(run: RunDirectory, data: Dataset, lengths: NDArray[np.int64], start: float) -> splits.Split:
-    offsets = np.append(0, lengths.cumsum()).astype(np.int64)
-    split = splits.temporal(data.interactions[TIMESTAMP].to_numpy(), offsets, validation_from=start, test_from=np.inf)
-    if run.config.data.split.baskets:
-        split = splits.with_baskets(split, data.interactions[BASKET].to_numpy(), offsets)
-    return dataclasses.replace(split, trained_before=None)
-
-
 def _prepared(
     made: RunDirectory,
     data: Dataset,
@@ -406,8 +393,9 @@ def _placed(
 
 def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
     stages = fitted_stages(made, chosen)
-    vectors = any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages)
-    if vectors and reads_texts(run.config):
+    if any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages) and reads_texts(
+        run.config
+    ):
         make(made, ENCODED[0], _encoded(made))
     for name, declare in stages.items():
         if name != "prepare":
@@ -446,7 +434,9 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
         why = f"{len(cases)} cases are too few to compare two lists; the rows are kept for the next refresh"
         return {"cases": len(cases), "takes_over": False, "least": None, "why": why}
     name = old.name
-    answers = _lists(ListMaker(Models(data)), weights_of(name.policy or "sft"), name, data, cases)
+    weights_in = weights_of(name.policy or "sft")
+    served = ListMaker(Models(data)).recommender(name, trial.path(*weights_in))
+    answers = lists_of(served, data, cases).items
     candidates = _candidates(trial, known, waiting)
     counts = data.training.counts(data.num_items)
     values: dict[int | None, NDArray[np.float64]] = {}
@@ -457,11 +447,16 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
         values[least] = weights * ndcg(ranks_in(_without(answers, kept), cases), TOP, cases.sizes)
     chosen = max(values, key=lambda least: float(values[least].mean()))
     of_old = np.zeros(len(cases))
-    histories = _items_below(cases.histories, known)
-    asked = np.flatnonzero(histories.lengths)  # the served list knows some item of the history
+    whole = cases.histories
+    below = whole.values < known
+    counted = np.bincount(np.repeat(np.arange(len(whole)), whole.lengths)[below], minlength=len(whole))
+    parts = {part: value[below] for part in ("baskets", "days") if (value := getattr(whole, part)) is not None}
+    histories = dataclasses.replace(Ragged.of(whole.values[below], counted), **parts)
+    asked = np.flatnonzero(counted)  # the served list knows some item of the history
     theirs = select_cases(dataclasses.replace(cases, histories=histories), asked)
-    maker = ListMaker(Models(RunData(old.run, old.version)))
-    before = _lists(maker, weights_of(name.policy or "sft"), name, data, theirs)
+    of = RunData(old.run, old.version)
+    served = ListMaker(Models(of)).recommender(name, old.run.path(*weights_in))
+    before = lists_of(served, data, theirs, of=of).items
     of_old[asked] = weights[asked] * ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
     gain = all_pairs({"new": values[chosen], "old": of_old})["new", "old"]
     margin = run.config.decide.margin * float(of_old.mean())
@@ -480,29 +475,9 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     }
 
 
-def _lists(maker: ListMaker, weights: Sequence[str], name: ListName, data: RunData, cases: Cases) -> NDArray[np.int64]:
-    """Return (N, W) items of a list, -1 behind the last."""
-    of = maker.models.data
-    served = maker.recommender(name, of.run.path(*weights))
-    found = np.full((len(cases), served.width), -1, np.int64)
-    size = of.config.evaluation.batch_size
-    for first in range(0, len(cases), size):
-        rows = np.arange(first, min(first + size, len(cases)))
-        for row, answer in zip(rows, served.recommend(data.queries_of(cases, rows, of.eligible)), strict=True):
-            found[row, : len(answer.items)] = served.known(answer.items)[0]
-    return found
-
-
 def _without(lists: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the first items of (N, W) lists, of those kept."""
     stay = (lists >= 0) & kept[lists]
     order = np.argsort(~stay, axis=1, kind="stable")
     moved = np.take_along_axis(np.where(stay, lists, -1), order, axis=1)
     return np.asarray(moved[:, :TOP])
-
-
-def _items_below(histories: Ragged, items: int) -> Ragged:
-    kept = histories.values < items
-    counts = np.bincount(np.repeat(np.arange(len(histories)), histories.lengths)[kept], minlength=len(histories))
-    parts = {name: value[kept] for name in ("baskets", "days") if (value := getattr(histories, name)) is not None}
-    return dataclasses.replace(Ragged.of(histories.values[kept], counts), **parts)

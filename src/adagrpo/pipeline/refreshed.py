@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from adagrpo.errors import first_of
 from adagrpo.lists.names import parse_list
@@ -20,7 +20,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.refit import fitted_stages, refit_of
+from adagrpo.pipeline.refit import fitted_stages, refit_of, run_within
 from adagrpo.pipeline.versions import open_version
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import hash_json
@@ -29,22 +29,12 @@ from adagrpo.storage.writing import write_file
 SERVED, ABOUT = "served.json", "refresh.json"
 
 
-class Refreshed(NamedTuple):
-    """A finished refresh."""
-
-    number: int
-    about: dict[str, Any]  # content of refresh.json
-    version: CatalogVersion  # of its list, whose `run` holds the fits
-
-
 def refresh_of(
     run: RunDirectory, number: int, which: Literal["list", "trial"] = "list", begun: RunDirectory | None = None
 ) -> RunDirectory:
     """Return a refresh's directory, perhaps missing; `begun` is the fit it goes on from."""
     folder = run.directory / REFRESH / f"{number:04d}" / which
-    made = type(run)(folder, run.config, run.data, run.console, run.code, measured=run, begun=begun or refit_of(run))
-    made.called, made.described, made.overrides = run.called, run.described, run.overrides  # of messages
-    return made
+    return run_within(run, folder, begun or refit_of(run))
 
 
 def refreshes(run: RunDirectory) -> tuple[int, int]:
@@ -59,10 +49,9 @@ def serve_refresh(run: RunDirectory, number: int, last: int) -> None:
     write_file(run.directory / REFRESH / SERVED, json.dumps({"number": number, "last": last}) + "\n")
 
 
-def open_refresh(run: RunDirectory, number: int) -> Refreshed:
-    """Return a finished refresh."""
-    version = CatalogVersion(refresh_of(run, number), 0)
-    return Refreshed(number, read_json(run.directory / REFRESH / f"{number:04d}" / ABOUT), version)
+def about_refresh(run: RunDirectory, number: int) -> dict[str, Any]:
+    """Return the content of a finished refresh's refresh.json."""
+    return read_json(run.directory / REFRESH / f"{number:04d}" / ABOUT)
 
 
 def decided_by(run: RunDirectory, chosen: str) -> str:
@@ -75,20 +64,17 @@ def decided_by(run: RunDirectory, chosen: str) -> str:
     return hash_json([chosen, fits, {file: hash_of(refit, file) for file in [*files, *CatalogVersion(run, 0).files]}])
 
 
-def served_refresh(run: RunDirectory, chosen: str) -> tuple[Refreshed | None, str]:
-    """Return the refresh that answers, None for the refit, and why not the one that should."""
+def served_refresh(run: RunDirectory, chosen: str) -> tuple[dict[str, Any] | None, str]:
+    """Return refresh.json of the refresh that answers, None for the refit, and why not the one that should."""
     number, _ = refreshes(run)
     if not number:
         return None, ""
-    found = open_refresh(run, number)
-    if found.about["of"] != decided_by(run, chosen):
+    about = about_refresh(run, number)
+    if about["of"] != decided_by(run, chosen):
         return None, f"refresh {number} is of an earlier decision"
-    if found.about["catalog"] != open_version(run).name:
-        return (
-            None,
-            f"refresh {number} is of version {found.about['catalog']} of the catalogue, which is not the latest",
-        )
-    return found, ""
+    if about["catalog"] != open_version(run).name:
+        return None, f"refresh {number} is of version {about['catalog']} of the catalogue, which is not the latest"
+    return about, ""
 
 
 def of_rows(about: Mapping[str, Any]) -> list[str]:
