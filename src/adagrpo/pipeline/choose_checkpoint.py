@@ -10,7 +10,6 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory, hash_of, kept, model_of, trained_arms, weights_of
 from adagrpo.pipeline.json_files import read_json
 
-SHOWN = 12  # digits of a sha256 in a version name
 Checkpoint = Literal["best", "final"]
 MONITOR = "ndcg@10"  # also selects checkpoints in training
 
@@ -28,17 +27,9 @@ class Chosen(NamedTuple):
         """The stage that made it."""
         return "sft" if self.arm == "sft" else f"train/{self.arm}"
 
-    def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
-        """Return the versions that answers report; `run` is the checkpoint's own."""
-        model = hash_of(run, self.weights / "model.safetensors")[:SHOWN]
-        return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
-
 
 def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint) -> Chosen:
-    """Return a checkpoint of an arm.
-
-    Args:
-        arm: a trained arm or `sft`; None takes the best by validation NDCG@10.
+    """Return a checkpoint of an arm or `sft`; None takes the best by validation NDCG@10.
 
     Raises:
         UserError: there is no such arm or checkpoint, its weights were changed, or nothing was evaluated to choose by.

@@ -1,9 +1,6 @@
 """Run a comparison: one run per seed, whose arms share Semantic IDs, sft policy and ranker.
 
-    DIR/plan.json         pre-registered baseline, family, metric, margins, reward, and hashes of the data
-    DIR/seed-<n>/         an ordinary run
-    DIR/comparison.json   statistics without times and paths; comparison.md, comparison.html; results.jsonl
-
+DIR/plan.json is pre-registered; DIR/seed-<n> are ordinary runs; comparison.json has statistics without times and paths.
 For the names of arms see `adagrpo.pipeline.compare_arms` and `adagrpo.lists.names`.
 """
 
@@ -76,10 +73,8 @@ class Comparison:
         """Check the request without writing.
 
         Args:
-            config: of all runs, without seed and arms.
+            objectives: names of arms; None takes the recipe's, as for `seeds`.
             data: base folder of the recipe's relative paths.
-            objectives: names of arms; None takes the recipe's.
-            seeds: None takes the recipe's.
             code: folder of the recipe's modules; None is the working directory.
 
         Raises:
@@ -244,10 +239,7 @@ class Comparison:
             return content
 
     def make_runs(self, seeds: Sequence[int]) -> list[Path]:
-        """Make or continue the runs of some seeds without comparing them.
-
-        Seeds can be made in parallel, and on other machines.
-        """
+        """Make or continue the runs of some seeds without comparing them, even in parallel or on other machines."""
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]
         if other:

@@ -1,11 +1,7 @@
 """Arms of a comparison by name. `names` maps matched arms to their names within a run.
 
-Mixture arms can have a λ that is matched to the gated arm's:
-
-    mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
-    mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
-
-Norms are measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
+`mixture-matched` has the effective weight of `adagrpo`, its λ times its mean admission; `mixture-norm-matched` has
+λ · |g_adagrpo| / |g_mixture|, λ of `mixture` and mean gradient norms of the reward term (0 where nothing was admitted).
 """
 
 from __future__ import annotations

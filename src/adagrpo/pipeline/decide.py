@@ -152,11 +152,8 @@ def choose(
     """Apply the module's rule.
 
     Args:
-        values: (N,) NDCG@10 per validation case, by contender, simplest first.
-        pairs: differences in NDCG@10 with simultaneous intervals.
-        milliseconds: per list, by contender.
+        values: (N,) NDCG@10 per validation case, by contender, simplest first; `pairs` are their differences.
         budget: milliseconds per list; None is unlimited.
-        judged: results on random exposures, if any.
         margin: share of the best NDCG@10 that a simpler list may lose.
 
     Raises:
@@ -380,8 +377,8 @@ def _milliseconds(lists: Mapping[str, Recommender], data: RunData) -> dict[str, 
             started, worked = time.perf_counter(), time.process_time()
             served.recommend([query])
             taken[turn, case] = time.perf_counter() - started, time.process_time() - worked
-    taken = taken.reshape(ROUNDS, len(lists), len(timed), 2)
-    found = 1000 * np.median(taken.min(axis=0), axis=1)
+    least = taken.reshape(ROUNDS, len(lists), len(timed), 2).min(axis=0)
+    found = 1000 * np.median(least, axis=1)
     return {name: (wall, processor) for name, (wall, processor) in zip(lists, found.tolist(), strict=True)}
 
 

@@ -86,13 +86,9 @@ def switch_experiment(path: Path, *, share: float | None = None, stop: str | Non
 
 
 def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str, Any]]:
-    """Return the users and days needed for the expected effects.
+    """Return the users and days needed for the expected effects, rows of `duration`.
 
-    Args:
-        exposures: an exposure log's folder; days before the start supply what the plan lacks.
-
-    Returns:
-        The rows of `duration`; `read` gives the days used, None without a log.
+    Days before the start of an exposure log supply what the plan lacks; `read` gives those used, None without a log.
     """
     plan = read_plan(path)
     if exposures is None:

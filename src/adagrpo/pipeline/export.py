@@ -1,10 +1,4 @@
-"""Export a policy as a Hugging Face folder.
-
-config.json, model.safetensors, generation_config.json     for `AutoModelForCausalLM.from_pretrained`
-semantic_ids.json, catalog.json                            token offsets of codes; items and their codes
-semantic_ids.py                                            `adagrpo.policies.prefix_function`, standalone
-README.md                                                  the model card; the base model's tokenizer, if any
-"""
+"""Export a policy as a Hugging Face folder, with its catalogue, a standalone `semantic_ids.py` and a model card."""
 
 from __future__ import annotations
 

@@ -62,14 +62,8 @@ from adagrpo.types import Cases, Ragged
 
 REWARD_WEIGHTS, FIRST_LOOK = "reranking:weight.json", "reward:reward.json"
 RANKER, TREES = "ranker:best/model.safetensors", "ranker/lambdarank:model.txt"
-PROBED = (
-    "callable",
-    "factory",
-    "http",
-    "lightgbm",
-    "xgboost",
-    "catboost",
-)  # kinds whose files do not fully determine their scores
+# kinds whose files do not fully determine their scores
+PROBED = ("callable", "factory", "http", "lightgbm", "xgboost", "catboost")
 
 
 class RewardWeights(NamedTuple):
@@ -207,8 +201,9 @@ class Models:
                 other = folder.parent.parent / "prepare"  # of `ranker/best` or `final`, if it is of a run
                 both = (other / "items.parquet").is_file() and run.path("prepare", "items.parquet").is_file()
                 if both and not load_item_ids(other).equals(load_item_ids(self.data.prepared)):
-                    what = "is of a run with other items; name one on the same data"
-                    raise UserError(f"reward.checkpoint: {folder} {what}")
+                    raise UserError(
+                        f"reward.checkpoint: {folder} is of a run with other items; name one on the same data"
+                    )
                 own = [read_of(run, folder / "model.safetensors")]
             case CallableOptions() | FactoryOptions():
                 own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
@@ -217,10 +212,6 @@ class Models:
                 own += self.data.item_column_files
             case LambdaRankOptions():
                 own = [TREES]
-            case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():
-                pass
-            case _:
-                assert_never(options)
         own += [path for part in options.parts for path in self.files_of(part)]
         if isinstance(options, ModelFileOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
             own += self.data.training_files[:2]  # features are counted in these
@@ -292,9 +283,8 @@ class Models:
         return self._features(emptied(self.data.training, withheld)) if withheld.any() else self.features
 
     def _features(self, training: Ragged) -> Features:
-        items = self.data.items
-        attributes, texts = items["attributes"].to_list(), items["text"].to_list()
-        return Features(training, attributes, texts, first=self.data.version.trained)
+        columns = (self.data.items[name].to_list() for name in ("attributes", "text"))
+        return Features(training, *columns, first=self.data.version.trained)
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
         """Return the order of training batches."""
@@ -323,9 +313,9 @@ class Models:
         items: NDArray[np.int64],  # (N, W)
     ) -> NDArray[np.float32]:  # (N, W)
         """Score the lists of `N` cases; NaN where the item is -1."""
-        scores, options = np.full(items.shape, np.nan, dtype=np.float32), self.config
-        parts = batches(cases, options.evaluation.batch_size, options.max_history, self.data.device)
-        for rows, histories in parts:
+        scores = np.full(items.shape, np.nan, dtype=np.float32)
+        size, most = self.config.evaluation.batch_size, self.config.max_history
+        for rows, histories in batches(cases, size, most, self.data.device):
             ranked = torch.from_numpy(items[rows]).to(self.data.device)
             scores[rows] = ask_reward(reward, histories, ranked).cpu().numpy()
         return scores

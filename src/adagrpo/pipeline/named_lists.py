@@ -12,7 +12,7 @@ from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks import Precision
 from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import (
     RunDirectory,
     command,
@@ -36,6 +36,7 @@ from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # has `chosen`
+SHOWN = 12  # digits of a sha256 in a version name
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,8 @@ def served_list(
 ) -> tuple[ListName, Chosen]:
     """Return the list for a name and a reward weight, and its policy's checkpoint.
 
-    Args:
-        arm: see `adagrpo.lists.names`; None: the decision or, without one or for a checkpoint other than the best, the
-            best arm on validation.
+    Without a name the decision's list or, without one or for a checkpoint other than the best, the best arm on
+    validation.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
@@ -175,6 +175,6 @@ def list_versions(
     run: RunDirectory, name: ListName, chosen: Chosen, checkpoint: Checkpoint, weight: float, catalog: str
 ) -> dict[str, str]:
     """Return the versions in answers; `model` changes with any part of the list."""
-    versions = chosen._replace(arm=str(name)).versions(run, checkpoint, catalog)
-    read = list_read(run, name, weight, checkpoint)
-    return versions | ({"model": hash_json([versions["model"], read])[:SHOWN]} if read else {})
+    model, read = hash_of(run, chosen.weights / "model.safetensors")[:SHOWN], list_read(run, name, weight, checkpoint)
+    model = hash_json([model, read])[:SHOWN] if read else model
+    return {"model": model, "catalog": catalog, "arm": f"{name}/{checkpoint}"}

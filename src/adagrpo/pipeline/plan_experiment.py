@@ -1,7 +1,4 @@
-"""Experiment plan of a decision: the chosen list against the current one.
-
-The expected effect on clicks is the relative gain in HR@10 on test cases. Frozen or edited plans are kept.
-"""
+"""Experiment plan of a decision: the chosen list against the current one. Frozen or edited plans are kept."""
 
 from __future__ import annotations
 
@@ -45,14 +42,9 @@ guardrails:
 def plan_experiment(
     run: RunDirectory, chosen: str, control: str, hit_rates: Mapping[str, float], today: date | None = None
 ) -> dict[str, str] | None:
-    """Write decision.plan.yaml and return how to serve it.
+    """Write decision.plan.yaml and return how to serve it; `hit_rates` are HR@10 on test cases, by list.
 
-    Args:
-        hit_rates: HR@10 on test cases, by list.
-        today: in UTC, the day before the experiment starts.
-
-    Returns:
-        None if the control is chosen, or a kept plan is damaged or compares other lists.
+    None if the control is chosen, or a kept plan is damaged or compares other lists.
     """
     path, said = run.directory / PLAN, ""  # why a plan must be kept
     if path.is_file():

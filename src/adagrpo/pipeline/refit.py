@@ -1,8 +1,7 @@
 """RUN/refit: the list that `decide` chose, its parts fitted once more on all interactions.
 
-A run inside the run: its `prepare` has every interaction in training and no case; each fit takes as many epochs as
-validation found best in the run's own fit of the stage. Everything else is read from the run itself: Semantic IDs,
-versions of the catalogue, the weights of fused lists and of rewards.
+A run inside the run, without cases; each fit takes as many epochs as validation found best in the run's own. All else
+is read from the run: Semantic IDs, versions of the catalogue, the weights of fused lists and of rewards.
 """
 
 from __future__ import annotations

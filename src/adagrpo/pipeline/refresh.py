@@ -1,19 +1,16 @@
 """`adagrpo refresh`: take newer rows into the served list, if it is not worse with them.
 
 1. All rows so far are prepared, items keeping their numbers (`RUN/refresh/NNNN/list/prepare`).
-2. Of the rows that the served list has not seen, by time, the newer half are cases. What the list is made of is fitted
-   on all rows before them (`trial`): counts anew, weights from those of the served list, for `GOING_ON` of the epochs
-   of the refit. Both lists answer each user's first interaction of the newer half, with the same history.
+2. Of the rows that the served list has not seen, the newer half are cases. What the list is made of is fitted on all
+   rows before them (`trial`), weights from those of the served list, for `GOING_ON` of the epochs of the refit. Both
+   lists answer each user's first interaction of the newer half.
 3. The served list stays if the other's NDCG@10 is lower by more than `decide.margin` of its own and the 95 % interval
    of the difference is below zero; or with fewer than `FEWEST` cases. The rows are kept all the same.
 4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
 
-Impressions, if the run has them, are kept and taken in the same way; cases are then weighted by
-`decide.exposure_power`, by default 1/√impressions.
-
-An item that the list has not been admitted to hold waits until it has `m` interactions. `m` is that of `LEAST` with the
-highest NDCG@10 on the cases, where the items that then had waited take the places of others; none, where no `m` is
-above leaving all of them out.
+Impressions are kept and taken in the same way; cases are then weighted by `decide.exposure_power`. An item that the
+list has not been admitted to hold waits until it has `m` interactions, that of `LEAST` with the highest NDCG@10 on the
+cases if items wait until then; none, where no `m` is above leaving all of them out.
 """
 
 from __future__ import annotations
@@ -129,14 +126,14 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         seen = dataclasses.replace(data, items=data.items.head(items_before), impressions=shown)
         make(trial, "prepare", _prepared(trial, seen, split, reads, {"from": start}))
         make(trial, "tokenize", _placed(run, trial, old.version, waiting, 0))
-        _fit(run, trial, str(old.name))
+        _fit(trial, str(old.name))
         compared = _compare(run, old, trial, waiting)
         about = {"number": number, "before": served, "of": of, "catalog": open_version(run).name, **found.about}
         about |= {"list": str(old.name), "cases_from": _said(start, found.unit), **compared, "waiting": waiting}
         if compared["takes_over"]:
             base = CatalogVersion(trial, 0)
             make(whole, "tokenize", _placed(run, whole, base, waiting, compared["least"], old.version))
-            _fit(run, whole, str(old.name))
+            _fit(whole, str(old.name))
             candidates = _candidates(whole, len(old.version.items), waiting)
             listed = CatalogVersion(whole, 0).codes.listed.numpy()
             names = load_items(whole.path("prepare"))[ITEM_ID].to_list()
@@ -213,15 +210,13 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     fresh = rows.join(known, on=KEYS, how="anti", maintain_order="left")
     newer = fresh.filter(pl.col(TIMESTAMP) > latest)
     to = _said(latest, unit)
-    if not len(newer) and repeated:
-        raise UserError(
-            f"{logs[0]}: ends at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is"
-            " new; give a log that ends later"
-        )
     if not len(newer):
+        last = f"ends at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is new"
         raise UserError(
-            f"{logs[0]}: its {len(rows):,} rows are all from before {to}, up to where {run.called} has them; older rows"
-            " are for `adagrpo decide` with the whole log"
+            f"{logs[0]}: {last}; give a log that ends later"
+            if repeated
+            else f"{logs[0]}: its {len(rows):,} rows are all from before {to}, up to where {run.called} has them;"
+            " older rows are for `adagrpo decide` with the whole log"
         )
     times = newer[TIMESTAMP]
     counts = {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)}
@@ -332,10 +327,9 @@ def _prepared(
         write_prepared(data, split, work)
         if source.items is not None and source.items.is_file() and (columns := source.read_columns()) is not None:
             write_item_columns(columns, data.items[ITEM_ID], work)
-        if found is not None:
-            found.rows.write_parquet(work / ROWS)
-        if found is not None and found.shown is not None:
-            found.shown.write_parquet(work / SHOWN)
+        for table, name in () if found is None else ((found.rows, ROWS), (found.shown, SHOWN)):
+            if table is not None:
+                table.write_parquet(work / name)
 
     tables = [path for path in (source.items, source.attribute_names) if path is not None and path.is_file()]
     return Declaration(build, [*reads, *tables], (*PREPARED, ROWS, SHOWN), ("data",), also=also)
@@ -358,9 +352,7 @@ def _placed(
 ) -> Declaration:
     """Declare the codes: those of `base`, and for later items free ones near similar items.
 
-    Args:
-        least: interactions that an item needs to be in lists, where it is not in the served one; None: it is in none.
-        served: its catalogue, if not `base`.
+    An item that is not in the catalogue `served`, or else `base`, is in lists with `least` interactions; None: in none.
     """
     known = len((served or base).items)
 
@@ -391,31 +383,25 @@ def _placed(
     )
 
 
-def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
+def _fit(made: RunDirectory, chosen: str) -> None:
     stages = fitted_stages(made, chosen)
-    if any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages) and reads_texts(
-        run.config
-    ):
-        make(made, ENCODED[0], _encoded(made))
+    vectors = any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages)
+    if vectors and reads_texts(made.config) and made.begun is not None:
+        before = made.begun.path(*ENCODED)
+
+        def encode(work: Path) -> None:
+            table = pl.read_parquet(before)
+            texts = load_items(made.path("prepare"))["text"].to_list()[len(table) :]
+            if texts:
+                vectors = language_vectors(texts, language_model_folder(made), device=str(RunData(made).device))
+                numbers = np.arange(len(table), len(table) + len(texts), dtype=np.int32)
+                table = pl.concat([table, pl.DataFrame([pl.Series(ITEM, numbers), pl.Series("vector", vectors)])])
+            table.write_parquet(work / ENCODED[1])
+
+        make(made, ENCODED[0], Declaration(encode, ["prepare:items.parquet", before], ENCODED[1:]))
     for name, declare in stages.items():
         if name != "prepare":
             make(made, name, declare(made))
-
-
-def _encoded(made: RunDirectory) -> Declaration:
-    assert made.begun is not None, "a refresh goes on from something"
-    before = made.begun.path(*ENCODED)
-
-    def build(work: Path) -> None:
-        table = pl.read_parquet(before)
-        texts = load_items(made.path("prepare"))["text"].to_list()[len(table) :]
-        if texts:
-            vectors = language_vectors(texts, language_model_folder(made), device=str(RunData(made).device))
-            numbers = np.arange(len(table), len(table) + len(texts), dtype=np.int32)
-            table = pl.concat([table, pl.DataFrame([pl.Series(ITEM, numbers), pl.Series("vector", vectors)])])
-        table.write_parquet(work / ENCODED[1])
-
-    return Declaration(build, ["prepare:items.parquet", before], ENCODED[1:])
 
 
 def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Sequence[Any]) -> dict[str, Any]:

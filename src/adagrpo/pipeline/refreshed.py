@@ -1,10 +1,7 @@
-"""RUN/refresh: which refresh of a run's list is served.
+"""RUN/refresh: which refresh of a run's list is served; 0 is the refit.
 
-RUN/refresh/served.json          {"number": N, "last": M}: N is served, 0 for the refit, and M is the last finished
-                                 one; its rename is all that changes either
-RUN/refresh/NNNN/refresh.json    what was new, the comparison, and what it is a refresh of
-RUN/refresh/NNNN/list/           a run inside the run, fitted on all rows so far
-RUN/refresh/NNNN/trial/          likewise, fitted on those before the rows of the comparison
+`NNNN/list` and `NNNN/trial` are runs inside the run, fitted on all rows so far, and on those before the rows of the
+comparison. The rename of served.json, {"number": the served one, "last": the last finished one}, changes both.
 """
 
 from __future__ import annotations

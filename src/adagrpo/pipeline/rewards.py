@@ -1,9 +1,7 @@
 """The stage `reward`: a check of the configured reward before training.
 
-It refuses a reward that fails, is not finite or is constant on some validation cases. `reward.json` keeps the
-within-case standard deviation of its scores and each member's; a sum without weights has no scores yet.
-
-For external rewards (`PROBED`) it also keeps the scores of `PROBE` (history, item) pairs, compared at every load.
+It refuses one that fails, is not finite or is constant on some validation cases, and keeps the within-case standard
+deviation of its scores; for external ones (`PROBED`) also scores of `PROBE` pairs, compared at every load.
 """
 
 from __future__ import annotations
@@ -108,6 +106,7 @@ def _cases(data: RunData) -> Cases:
 
 def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions) -> float:
     """Return the root mean within-case variance of scores."""
+    name = f"reward {reward_name(options)}"
     draw = np.random.default_rng(data.config.seed)
     padded = pad(cases.histories, np.arange(len(cases)), data.config.max_history)
     users = torch.from_numpy(cases.users.astype(np.int64))
@@ -119,10 +118,9 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     try:
         scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
-        raise UserError(f"reward {reward_name(options)}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     if not (np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any():
-        said = "gives every item of a case the same score; there is nothing to learn from it"
-        message = f"reward {reward_name(options)}: {said}"
+        message = f"{name}: gives every item of a case the same score; there is nothing to learn from it"
         raise ServiceError(message) if options.holds("http") else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
 
