@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import add_switch, read_switches
 from adagrpo.experiments.duration import baselines, duration
@@ -19,8 +17,6 @@ from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.stages.prepare import latest_exposures
-
-_Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
 
 def freeze_experiment(path: Path) -> dict[str, Any]:

@@ -133,7 +133,10 @@ class ListMaker:
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """Return a fused list's `Fusion`, of its `fused_sources`."""
         sources = {kind: self.source(kind) for kind in self.fused_sources(fitted)}
-        rewards = self.reward_features if self.asks_reward(name) else []
+        options, rewards = self.models.config.reward, list[str]()
+        if self.asks_reward(name):
+            parts = enumerate(options.parts, 1) if isinstance(options, WeightedOptions) else ()
+            rewards = [_member_title(number, part) for number, part in parts] or [REWARD]
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
     def fused_sources(self, fitted: FittedWeights | None) -> list[str]:
@@ -142,14 +145,6 @@ class ListMaker:
         if fitted is None:
             return there
         return [kind for kind in there if not SOURCES[kind].optional or any(kind in one.weights for one in fitted)]
-
-    @property
-    def reward_features(self) -> list[str]:
-        """Reward features of a fused list, one per member of a sum."""
-        options = self.models.config.reward
-        if not isinstance(options, WeightedOptions):
-            return [REWARD]
-        return [_member_title(number, part) for number, part in enumerate(options.parts, 1)]
 
     def fitted(self, name: ListName) -> FittedWeights:
         """Return a fused list's weights."""

@@ -47,15 +47,7 @@ from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import Answering, ListOptions, answering, decision_now
 from adagrpo.pipeline.refit import fitted_stages
-from adagrpo.pipeline.refreshed import (
-    ABOUT,
-    about_refresh,
-    decided_by,
-    of_rows,
-    refresh_of,
-    refreshes,
-    serve_refresh,
-)
+from adagrpo.pipeline.refreshed import ABOUT, about_refresh, decided_by, of_rows, refresh_of, refreshes, serve_refresh
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
@@ -210,13 +202,15 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     fresh = rows.join(known, on=KEYS, how="anti", maintain_order="left")
     newer = fresh.filter(pl.col(TIMESTAMP) > latest)
     to = _said(latest, unit)
-    if not len(newer):
-        last = f"ends at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is new"
+    if not len(newer) and repeated:
         raise UserError(
-            f"{logs[0]}: {last}; give a log that ends later"
-            if repeated
-            else f"{logs[0]}: its {len(rows):,} rows are all from before {to}, up to where {run.called} has them;"
-            " older rows are for `adagrpo decide` with the whole log"
+            f"{logs[0]}: ends at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is"
+            " new; give a log that ends later"
+        )
+    if not len(newer):
+        raise UserError(
+            f"{logs[0]}: its {len(rows):,} rows are all from before {to}, up to where {run.called} has them; older rows"
+            " are for `adagrpo decide` with the whole log"
         )
     times = newer[TIMESTAMP]
     counts = {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)}

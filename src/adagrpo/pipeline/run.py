@@ -54,14 +54,7 @@ from adagrpo.pipeline.list_makers import contenders
 from adagrpo.pipeline.list_rules import RULES, check_rules, cost_of_rules, measure_under_rules, rules_set
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, answering, decision_now, list_read
-from adagrpo.pipeline.outputs import (
-    COLLECTED,
-    DECIDED,
-    is_stale,
-    keep_settings,
-    record_sources,
-    write_output,
-)
+from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale, keep_settings, record_sources, write_output
 from adagrpo.pipeline.refit import make_refit
 from adagrpo.pipeline.refresh import refresh, serve_before
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table

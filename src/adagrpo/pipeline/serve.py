@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from socket import socket
 from threading import Thread, current_thread, main_thread
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ from adagrpo.errors import ServiceError, UserError, install
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.experiments.plan import moment_of
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.exposures.user_hash import VARIABLE, UserHash, read_key
+from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.exploration import Exploration
 from adagrpo.lists.fallback import CircuitBreaker
@@ -39,7 +38,7 @@ from adagrpo.pipeline.versions import open_version
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.model_manager import ModelManager, Serving
-from adagrpo.serving.options import LOCAL, Bearers, Limits, Options, RequestLog, check_exposed, read_tokens
+from adagrpo.serving.options import LOCAL, Limits, Options, RequestLog, check_exposed, read_tokens
 
 # By default each small operation of the policy waits 5 ms for a busy event loop. At four times the load this value
 # answered 279 lists per second, the default 21; at 70 % of the peak it rejected more, 3,635 against 537. One run each.
@@ -159,11 +158,47 @@ def serve(
         LocalExposureLog(operation.exposures).close()
     wanted = _Wanted(run, asked)
     try:
-        from adagrpo.serving.draining import listen
+        from adagrpo.serving.app import Application
+        from adagrpo.serving.arms import ArmManager
+        from adagrpo.serving.draining import Server, listen, raise_open_files
     except ImportError as error:
         raise UserError(f"serve: needs fastapi, uvicorn and others; {install('serve')}") from error
     with listen(host, port) as listener:
-        _answer(host, listener, wanted, operation, bearers, user_hash, ready)
+        load = partial(wanted.load, operation)
+        trial: LiveExperiment | None = None
+        if operation.experiment is None:
+            manager = ModelManager(load(), load, _settle)
+        else:
+            trial = LiveExperiment(operation.experiment)
+            manager = ArmManager(trial, partial(wanted.load_arms, operation, trial), load, _settle)
+        raise_open_files()
+        options = Options(
+            operation.limits,
+            bearers,
+            RequestLog(operation.log_share),
+            user_hash,
+            None if operation.exposures is None else LocalExposureLog(operation.exposures),
+            operation.explore,
+            OWN_NAMES if host in LOCAL and not bearers else ("*",),
+            manager.now.recommender.parallel_batches,
+        )
+        app = Application(manager, options)
+        server = Server(app)
+        if current_thread() is main_thread():  # only it may set signal handlers
+            signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
+        _settle()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        if trial is not None and not trial.frozen:
+            trial.freeze()
+            _say(f"{trial.path} is frozen from here on; another plan needs another name and salt")
+        named = f"[{host}]" if ":" in host else host
+        stands = {} if trial is None else {"experiment": trial.state()}
+        ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})
+        server.run(sockets=[listener])
+        if manager.loading:  # exit now; otherwise interpreter shutdown breaks the loading thread
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 @dataclass(frozen=True)
@@ -281,57 +316,6 @@ def _check_catalogue(ours: Models, theirs: Models) -> None:
             f"{theirs.data.run.called} has another catalogue than {ours.data.run.called}; arms that are served "
             "together have the same items, codes and delisted items"
         )
-
-
-def _answer(
-    host: str,
-    listener: socket,
-    wanted: _Wanted,
-    operation: Operation,
-    bearers: Bearers,
-    user_hash: UserHash,
-    ready: Callable[[dict[str, Any]], None],
-) -> None:
-    # what needs the extra `serve`
-    from adagrpo.serving.app import Application
-    from adagrpo.serving.arms import ArmManager
-    from adagrpo.serving.draining import Server, raise_open_files
-
-    load = partial(wanted.load, operation)
-    trial: LiveExperiment | None = None
-    if operation.experiment is None:
-        manager = ModelManager(load(), load, _settle)
-    else:
-        trial = LiveExperiment(operation.experiment)
-        manager = ArmManager(trial, partial(wanted.load_arms, operation, trial), load, _settle)
-    raise_open_files()
-    options = Options(
-        operation.limits,
-        bearers,
-        RequestLog(operation.log_share),
-        user_hash,
-        None if operation.exposures is None else LocalExposureLog(operation.exposures),
-        operation.explore,
-        OWN_NAMES if host in LOCAL and not bearers else ("*",),
-        manager.now.recommender.parallel_batches,
-    )
-    app = Application(manager, options)
-    server = Server(app)
-    if current_thread() is main_thread():  # only it may set signal handlers
-        signal.signal(signal.SIGHUP, lambda *_: Thread(target=app.reload, name="reload", daemon=True).start())
-    _settle()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    if trial is not None and not trial.frozen:
-        trial.freeze()
-        _say(f"{trial.path} is frozen from here on; another plan needs another name and salt")
-    named = f"[{host}]" if ":" in host else host
-    stands = {} if trial is None else {"experiment": trial.state()}
-    ready({"url": f"http://{named}:{listener.getsockname()[1]}", **manager.now.about, **stands})
-    server.run(sockets=[listener])
-    if manager.loading:  # exit now; otherwise interpreter shutdown breaks the loading thread
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def _say(line: str) -> None:
