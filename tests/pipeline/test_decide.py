@@ -30,14 +30,13 @@ from adagrpo.lists.names import parse_list
 from adagrpo.lists.table import SOURCES, fused, listed
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose
+from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose, plan_experiment
 from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.outputs import is_stale
-from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
 from adagrpo.pipeline.stages.rerank_arms import re_rankings

@@ -101,17 +101,15 @@ class Wanted:
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Yield a task per part, with its rows unless it exists, then the totals `{"parts": ..., "rows": ...}`."""
     user, history = wanted.columns
-    integers, number, rows = False, 0, 0
-    parts = read_histories(wanted.users, wanted.part_users, user=user, history=history)
-    for number, part in enumerate(parts):
-        if number == 0:
-            integers = _are_integers(part.users)
-        rows += len(part.users)
-        task: dict[str, Any] = {"number": number, "first_row": rows - len(part.users), "rows": len(part.users)}
-        if part_path(wanted.out, number).name not in wanted.kept:
+    integers, parts, rows = False, 0, 0
+    for part in read_histories(wanted.users, wanted.part_users, user=user, history=history):
+        integers = integers if parts else _are_integers(part.users)
+        task: dict[str, Any] = {"number": parts, "first_row": rows, "rows": len(part.users)}
+        if part_path(wanted.out, parts).name not in wanted.kept:
             task |= {"users": part.users, "histories": part.histories, "integers": integers}
+        parts, rows = parts + 1, rows + len(part.users)
         yield task
-    yield {"parts": number + 1 if rows else 0, "rows": rows}
+    yield {"parts": parts, "rows": rows}
 
 
 def _are_integers(users: Sequence[ItemId]) -> bool:

@@ -405,10 +405,9 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     except UserError:
         return {"cases": 0, "takes_over": False, "least": None, "why": "no case: no new row is of a user who was known"}
     if data.eligible is not None:
-        allowed = np.zeros(int(max(cases.targets.max(), cases.logged.max())) + 1, np.bool_)
-        mask = data.eligible.items.cpu().numpy()[: len(allowed)]
-        allowed[: len(mask)] = mask
-        cases = eligible_cases(cases, allowed)
+        mask = data.eligible.items.cpu().numpy()
+        later = int(max(cases.targets.max(), cases.logged.max())) + 1 - len(mask)  # items, not eligible
+        cases = eligible_cases(cases, np.pad(mask, (0, max(0, later))))
     cases = sample_cases(cases, MOST, run.config.seed)
     if len(cases) < FEWEST:
         why = f"{len(cases)} cases are too few to compare two lists; the rows are kept for the next refresh"

@@ -88,32 +88,26 @@ def recipe_text(
 
     `beside` has the keys of `data` for impressions and a service's exposure log.
     """
+    file, counts, mapping = preview["files"][0], preview["counts"], preview["mapping"]
     if preview["missing"]:
         role = preview["missing"][0]
         if preview["unread_time"] is not None:
-            raise UserError(f"{preview['files'][0]}, {preview['unread_time']}")
+            raise UserError(f"{file}, {preview['unread_time']}")
         listed = ", ".join(column["name"] for column in preview["columns"])
-        raise UserError(
-            f"{preview['files'][0]}: no column looks like the {role}; say which it is, "
-            f"--set data.columns.{role}=NAME, of {listed}" + (f"; {UNNAMED}" if preview["unnamed"] else "")
-        )
+        found = f"{file}: no column looks like the {role}; say which it is, --set data.columns.{role}=NAME, of {listed}"
+        raise UserError(found + (f"; {UNNAMED}" if preview["unnamed"] else ""))
     if preview["lists"]:
         column = one_line(preview["roles"]["item"]["column"])
-        raise UserError(f"{preview['files'][0]}: {column} holds lists, each of which would be one item; {ONE_EACH}")
-    counts, mapping = preview["counts"], preview["mapping"]
+        raise UserError(f"{file}: {column} holds lists, each of which would be one item; {ONE_EACH}")
     if not {"timestamp", "order"} & mapping.keys():
-        raise UserError(
-            f"{preview['files'][0]}: no column says in which order things happened; say which does, "
-            "--set data.columns.timestamp=NAME"
-        )
+        which = "say which does, --set data.columns.timestamp=NAME"
+        raise UserError(f"{file}: no column says in which order things happened; {which}")
     if counts["users_with_fewer_than_3"] == counts["users"]:
-        raise UserError(
-            f"{preview['files'][0]}: no user has three interactions; of each the last two are held out, and the rest"
-            " is learned from"
-        )
+        held_out = "of each the last two are held out, and the rest is learned from"
+        raise UserError(f"{file}: no user has three interactions; {held_out}")
     question: Question | None = preview["question"]
-    repeats = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
-    repeats = repeats if question is None else question.repeats
+    of_log = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
+    repeats = of_log if question is None else question.repeats
     baskets = question is not None and question.baskets
     longest = counts["interactions_a_user"]["95 % have at most"]
     sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats, baskets=baskets)
