@@ -20,8 +20,8 @@ from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline import refresh as refresh_module
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.refit import refit_of
-from adagrpo.pipeline.refreshed import of_rows, refresh_of, refreshes, sentences
+from adagrpo.pipeline.refit import refit_of, refresh_of, refreshes
+from adagrpo.pipeline.refresh import of_rows, sentences
 from adagrpo.pipeline.serve import Operation, _Wanted
 from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import ModelManager

@@ -86,34 +86,52 @@ def update_catalog(
             of_latest = start == LATEST or latest.about["parent"] == parent.name
             if of_latest and latest.about["request"] == request:
                 return latest, False
-        state = _State(
-            parent.items,
-            parent.codes.codes.numpy().copy(),
-            parent.codes.listed.numpy(),
-            parent.neighbours,
-            parent.item_columns,
-        )
-        changed, placed = _changed(run, parent, state, items, leaving, interactions)
-        catalog = Catalog.from_codes(changed.codes, parent.codes.level_sizes, changed.listed)
-        digest = content_hash(changed.items[ITEM_ID], catalog)
-        same = digest[:DIGITS] == parent.name.partition("-")[2] and changed.neighbours.equals(state.neighbours)
+        codes, there = parent.codes.codes.numpy().copy(), parent.codes.listed.numpy()
+        state = _State(parent.items, codes, there, parent.neighbours, parent.item_columns)
+        rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
+        came = len(rows)
+        if items is not None:
+            state = _with_items(run, state, items, rows)
+        if unknown := [name for name in leaving if name not in rows]:
+            raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
+        comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
+        if both := [name for name in leaving if comes[rows[name]]]:
+            raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
+        listed = state.listed.copy()
+        listed[[rows[name] for name in leaving]] = False
+        if not listed.any():
+            raise UserError("--delist: no item would be left; a catalogue lists one at least")
+        together = _together(run, parent, state, interactions)
+        seen = np.flatnonzero(np.diff(together.indptr)) + parent.trained
+        moving = np.union1d(seen, np.arange(came, len(state.items))).astype(np.int64)
+        near = state.neighbours
+        if len(moving):
+            weights = likeness(run, state.items, moving, together)
+            silent = np.flatnonzero(np.diff(weights.indptr) == 0)
+            if len(silent):
+                name = state.items[ITEM_ID][int(moving[silent[0]])]
+                raise UserError(
+                    f"item {name!r}: no word of its text or attributes is in another item's, nor was it seen beside"
+                    f" one, and {len(silent) - 1} more; nothing says what it is like"
+                )
+            state.codes[moving] = codes_near(run, weights, np.delete(state.codes, moving, axis=0))
+            kept = near.filter(~pl.col(ITEM).is_in(moving.tolist()))
+            near = pl.concat([kept, neighbours_of(moving, weights)]).sort(ITEM, "neighbour")
+        catalog = Catalog.from_codes(state.codes, parent.codes.level_sizes, listed)
+        digest = content_hash(state.items[ITEM_ID], catalog)
+        same = digest[:DIGITS] == parent.name.partition("-")[2] and near.equals(parent.neighbours)
         if same and parent.number == latest.number:  # otherwise the served version would not change
             return parent, False
         number = latest.number + 1
         about = {"number": number, "version": f"{number:04d}-{digest[:DIGITS]}", "parent": parent.name}
-        about |= {
-            "items": len(changed.items),
-            "listed": int(changed.listed.sum()),
-            "placed": placed,
-            "request": request,
-        }
+        about |= {"items": len(state.items), "listed": int(listed.sum()), "placed": len(moving), "request": request}
 
         def build(work: Path) -> None:
             catalog.write(work / "codes.parquet")
-            changed.items.write_parquet(work / "items.parquet")
-            changed.neighbours.write_parquet(work / "neighbours.parquet")
-            if changed.columns.columns:  # those of the first items are the run's, which may be prepared again
-                changed.columns.slice(parent.trained).write_parquet(work / ITEM_COLUMNS)
+            state.items.write_parquet(work / "items.parquet")
+            near.write_parquet(work / "neighbours.parquet")
+            if state.columns.columns:  # those of the first items are the run's, which may be prepared again
+                state.columns.slice(parent.trained).write_parquet(work / ITEM_COLUMNS)
             write_json(work / "version.json", about)
 
         reads = ["prepare:items.parquet", *CatalogVersion(run, 0).files]
@@ -121,48 +139,6 @@ def update_catalog(
         made_from = Declaration(build, reads, files, also={"parent": parent.name, "request": request})
         make(run, f"{CATALOGS}/{number:04d}", made_from)
         return CatalogVersion(run, number), True
-
-
-def _changed(
-    run: RunDirectory,
-    parent: CatalogVersion,
-    state: _State,
-    items: Path | None,
-    leaving: Sequence[str],
-    interactions: Sequence[Path],
-) -> tuple[_State, int]:
-    rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
-    came, there = len(state.items), state.listed
-    if items is not None:
-        state = _with_items(run, state, items, rows)
-    unknown = [name for name in leaving if name not in rows]
-    if unknown:
-        raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
-    comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
-    if both := [name for name in leaving if comes[rows[name]]]:
-        raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
-    listed = state.listed.copy()
-    listed[[rows[name] for name in leaving]] = False
-    if not listed.any():
-        raise UserError("--delist: no item would be left; a catalogue lists one at least")
-    state = state._replace(listed=listed)
-    together = _together(run, parent, state, interactions)
-    seen = np.flatnonzero(np.diff(together.indptr)) + parent.trained
-    moving = np.union1d(seen, np.arange(came, len(state.items))).astype(np.int64)
-    if not len(moving):
-        return state, 0
-    weights = likeness(run, state.items, moving, together)
-    silent = np.flatnonzero(np.diff(weights.indptr) == 0)
-    if len(silent):
-        name = state.items[ITEM_ID][int(moving[silent[0]])]
-        raise UserError(
-            f"item {name!r}: no word of its text or attributes is in another item's, nor was it seen beside one, and "
-            f"{len(silent) - 1} more; nothing says what it is like"
-        )
-    state.codes[moving] = codes_near(run, weights, np.delete(state.codes, moving, axis=0))
-    kept = state.neighbours.filter(~pl.col(ITEM).is_in(moving.tolist()))
-    near = pl.concat([kept, neighbours_of(moving, weights)]).sort(ITEM, "neighbour")
-    return state._replace(neighbours=near), len(moving)
 
 
 def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, int]) -> _State:

@@ -28,8 +28,7 @@ from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
 from adagrpo.pipeline.outputs import DECIDED, is_stale
-from adagrpo.pipeline.refit import refit_of, why_not_refit
-from adagrpo.pipeline.refreshed import refresh_of, served_refresh
+from adagrpo.pipeline.refit import refit_of, refresh_of, served_refresh, why_not_refit
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, open_version

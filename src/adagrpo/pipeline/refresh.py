@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from adagrpo.data.logs.formats import columns_of
 from adagrpo.data.logs.interactions import Logs, Refusals, with_impressions
 from adagrpo.data.logs.log_fields import UNITS, moment
 from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, first_of
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
 from adagrpo.evaluation.reranking import case_weights
 from adagrpo.evaluation.statistics import all_pairs
@@ -46,8 +47,7 @@ from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import Answering, ListOptions, answering, decision_now
-from adagrpo.pipeline.refit import fitted_stages
-from adagrpo.pipeline.refreshed import ABOUT, about_refresh, decided_by, of_rows, refresh_of, refreshes, serve_refresh
+from adagrpo.pipeline.refit import ABOUT, about_refresh, decided_by, fitted_stages, refresh_of, refreshes, serve_refresh
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
@@ -153,6 +153,42 @@ def serve_before(run: RunDirectory) -> dict[str, Any]:
             raise UserError(f"{run.called}: refresh {before}, served before {number}, is not kept any more")
         serve_refresh(run, before, last)
     return {"number": before, "instead_of": number}
+
+
+def of_rows(about: Mapping[str, Any]) -> list[str]:
+    """Return what a refresh says of its rows."""
+    rows, days = about["rows"], about["dropped_days"]
+    said = [
+        f"{about['understood']}: {rows['new']:,} rows are new, from {about['first']} to {about['last']}, with"
+        f" {about['new_users']:,} new users and {about['new_items']:,} new items"
+    ]
+    said += [f"{rows['shown']:,} impressions are new"] if rows.get("shown") else []
+    said += [f"{rows['repeated']:,} rows were known"] if rows["repeated"] else []
+    said += [f"{rows['late']:,} rows are from before {about['known_to']} and were not known"] if rows["late"] else []
+    return [*said, *([f"no row is from {first_of(days)}, and such days have rows"] if days else [])]
+
+
+def sentences(about: Mapping[str, Any]) -> list[str]:
+    """Return a refresh in words."""
+    said = of_rows(about)
+    if "gain" in about:
+        means = about["ndcg@10"]
+        mean, low, high = about["gain"]
+        metric = "weighted NDCG@10" if about.get("exposure_weighted") else "NDCG@10"
+        said.append(
+            f"on {about['cases']:,} cases from {about['cases_from']}: {metric} {means['refreshed']:.4f} refreshed,"
+            f" {means['served']:.4f} as served, {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        )
+    if about.get("candidates"):
+        least = about["least"]
+        of = "in lists from the next refresh that shows them to be taken"
+        what = of if least is None else f"in lists with at least {least} interaction{'' if least == 1 else 's'}"
+        said.append(f"items that were not in lists: {what}")
+    if about["takes_over"]:
+        served = f"refresh {about['number']} of {about['list']} is served from now on: {about['why']}"
+        return [*said, f"{served}; services take it at a reload", f"took {about['seconds']:.0f} s"]
+    stays = f"refresh {about['before']}" if about["before"] else "the refit"
+    return [*said, f"{stays} of {about['list']} stays: {about['why']}", f"took {about['seconds']:.0f} s"]
 
 
 def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows:
@@ -290,12 +326,8 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
     logs = Logs(found.rows, found.shown, pl.DataFrame(), len(found.rows), 0, understood=understood)
     names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
     counted = {name: getattr(options, name) for name in names} | {"baskets": options.split.baskets}
-
-    def data_of(before: pl.Series) -> Dataset:
-        return build_dataset(logs, first, **counted, numbered_before=before)
-
-    ids = old.version.item_ids
-    data = data_of(ids)
+    numbered, ids = partial(build_dataset, logs, first, **counted), old.version.item_ids
+    data = numbered(numbered_before=ids)
     times = data.interactions[TIMESTAMP]
     seen_to = pl.read_parquet(old.run.path("prepare", TRAINING_LOGS), columns=[TIMESTAMP])[TIMESTAMP].max()
     unseen = times.filter(times > seen_to).sort()
@@ -304,7 +336,7 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
     start = float(unseen[len(unseen) // 2])
     came = data.interactions.filter((pl.col(ITEM) >= len(ids)) & (times < start))[ITEM].unique()
     before = pl.concat([ids, in_hash_order(data.items[ITEM_ID].gather(came))]) if len(came) else ids
-    return (data_of(before) if len(came) else data), start, len(before)
+    return (numbered(numbered_before=before) if len(came) else data), start, len(before)
 
 
 def _prepared(
