@@ -137,18 +137,14 @@ def _leaks(models: Models) -> dict[str, str]:
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
     """Return why a list is left out; None if it is measured."""
     kind, _, called = name.rpartition("/")
-    source = SOURCES.get(called)
-    if kind == "evaluate" and source is not None and source.most_items is not None:
-        items = RunData(run).num_items
-        most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
-        return most if items > source.most_items else None
-    if (
-        kind != "evaluate"
-        or reward_number(parse_list(called).order) is None
-        or made_from(run, stage).equals(kept(run, name))
-    ):
+    if kind != "evaluate":
         return None
-    data = RunData(run)
+    data, source = RunData(run), SOURCES.get(called)
+    if source is not None and source.most_items is not None:
+        most = f"it is made for at most {source.most_items:,} items, and there are {data.num_items:,}"
+        return most if data.num_items > source.most_items else None
+    if reward_number(parse_list(called).order) is None or made_from(run, stage).equals(kept(run, name)):
+        return None
     cases, count = validation_cases(data), len(data.measured_cases("test"))
     queries = data.queries_of(cases, np.arange(min(TRIED, len(cases))))
     try:

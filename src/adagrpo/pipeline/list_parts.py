@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 from numpy.typing import NDArray
@@ -31,20 +31,8 @@ from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
 
 DAY = 86_400.0  # seconds
-FACTS = "adagrpo"  # metadata key of a part
+FACTS = "adagrpo"  # metadata key of a part: fingerprint of the lists' inputs, first row in the user file, and counts
 COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", "popular_lists")
-
-
-class Facts(NamedTuple):
-    """Metadata of a part."""
-
-    fingerprint: str  # of the lists' inputs
-    first_row: int  # in the user file, from 0
-    users: int  # rows
-    users_without_a_list: int = 0
-    unknown_users: int = 0  # not in the logs
-    unknown_item_ids: int = 0  # in histories
-    popular_lists: int = 0
 
 
 def part_path(out: Path, number: int) -> Path:
@@ -75,13 +63,14 @@ class Wanted:
     explain: bool
     kept: frozenset[str]  # names of existing, unchanged parts
 
-    def facts(self, number: int) -> Facts | None:
+    def facts(self, number: int) -> dict[str, Any] | None:
         """Return a part's metadata; None if it is missing, unreadable, or not of this request."""
         try:
-            found = Facts(**json.loads(pl.read_parquet_metadata(part_path(self.out, number))[FACTS]))
+            found = dict(json.loads(pl.read_parquet_metadata(part_path(self.out, number))[FACTS]))
+            mine = (found["fingerprint"], found["first_row"]) == (self.fingerprint, number * self.part_users)
         except (pl.exceptions.PolarsError, OSError, KeyError, ValueError, TypeError):
             return None
-        return found if found[:2] == (self.fingerprint, number * self.part_users) else None
+        return found if mine else None
 
     def worker(
         self, loaded: tuple[RunDirectory, Recommender] | None = None
@@ -157,12 +146,10 @@ class _Answering:
         self.integers = load_user_ids(self.data.prepared).dtype == pl.Int64
 
     @cached_property
-    def logged(self) -> LoggedHistories:
-        """The logs' histories, read where the user file has none."""
+    def logged(self) -> LoggedHistories:  # read where the user file has no histories
         return LoggedHistories(self.data)
 
     def make(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Make a part unless it exists; return number, rows and, if made, sha256."""
         done = {name: value for name, value in task.items() if name in ("number", "rows", "parts")}
         if "users" not in task:
             return done
@@ -188,15 +175,15 @@ class _Answering:
             explain=wanted.explain,
             batch_size=self.run.config.evaluation.batch_size,
         )
-        facts = Facts(
-            wanted.fingerprint,
-            task["first_row"],
-            len(users),
-            users_without_a_list=sum(not one.items for one in answers),  # also after filters and history
-            unknown_users=unknown_users,
-            unknown_item_ids=sum(len(one.unknown) for one in answers),
-            popular_lists=sum(bool(one.items) and one.source == "popular" for one in answers),
-        )
+        facts = {
+            "fingerprint": wanted.fingerprint,
+            "first_row": task["first_row"],
+            "users": len(users),
+            "users_without_a_list": sum(not one.items for one in answers),  # also after filters and history
+            "unknown_users": unknown_users,  # not in the logs
+            "unknown_item_ids": sum(len(one.unknown) for one in answers),
+            "popular_lists": sum(bool(one.items) and one.source == "popular" for one in answers),
+        }
         texts = pl.Series(USER_ID, [str(user) for user in users], dtype=pl.String)
         typed = texts.cast(pl.Int64, strict=False) if task["integers"] and self.integers else texts
         if typed.null_count():
@@ -213,5 +200,5 @@ class _Answering:
             told = [[json.dumps(reason, allow_nan=False) for reason in one.reasons or ()] for one in answers]
             columns.append(pl.Series("reasons", told, dtype=pl.List(pl.String)))
         with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as place:
-            pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts._asdict())})
+            pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts)})
             return done | {"sha256": hash_file(place)}

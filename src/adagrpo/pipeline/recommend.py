@@ -146,8 +146,8 @@ def recommend_users(
             path, facts = part_path(out, number), wanted.facts(number)
             if facts is None or hash_file(path) != finished[path.name]:
                 raise UserError(f"{path}: changed after it was finished; the same command makes it again")
-            counts = {name: count + getattr(facts, name) for name, count in counts.items()}
-            rows[path.name] = {"first_row": facts.first_row, "rows": facts.users}
+            counts = {name: count + facts[name] for name, count in counts.items()}
+            rows[path.name] = {"first_row": facts["first_row"], "rows": facts["users"]}
         if not popular:
             del counts["popular_lists"]
         seal(out, kind="list of recommendations", fingerprint=fingerprint, files=rows)

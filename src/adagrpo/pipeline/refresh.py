@@ -298,11 +298,9 @@ def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[st
     """Return new days without rows whose day of the week has rows in most weeks before."""
     if unit is None:
         return []
-    days = [(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64) for times in (known, new)]
-    there = {*days[0].unique().to_list(), *days[1].unique().to_list()}
-    first, begin, end = min(there), int(days[0].max()), int(days[1].max())  # type: ignore[arg-type]
-    dropped = []
-    for day in range(begin + 1, end):
+    before, after = ({*(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64)} for times in (known, new))
+    there, first, dropped = before | after, min(before | after), []
+    for day in range(max(before) + 1, max(after)):
         weeks = [day - 7 * week in there for week in range(1, WEEKS + 1) if day - 7 * week >= first]
         if day not in there and 2 * sum(weeks) > len(weeks):
             dropped.append(moment(86_400.0 * day, "seconds")[:10])

@@ -14,15 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import (
-    CallableOptions,
-    HttpOptions,
-    ModelFileOptions,
-    RewardOptions,
-    SequentialOptions,
-    WeightedOptions,
-    reward_name,
-)
+from adagrpo.config import reward as kinds
+from adagrpo.config.reward import RewardOptions, reward_name
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -51,7 +44,7 @@ def check_reward(models: Models) -> str:
     """
     data, options = models.data, models.config.reward
     # the run's own reward is checked as it scores groups
-    reward = models.group_reward() if options == SequentialOptions() else models.reward()
+    reward = models.group_reward() if options == kinds.SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
     return "" if not models.probe_files else _other_answers(models, models.run.content("reward", "reward.json"))
 
@@ -62,8 +55,8 @@ def look_before_fitting(models: Models) -> None:
     if data.config.without_order or not options.is_made_elsewhere:
         return
     cases = _cases(data)
-    for part in options.parts if isinstance(options, WeightedOptions) else (options,):
-        if isinstance(part, CallableOptions | HttpOptions | ModelFileOptions):
+    for part in models.parts:
+        if isinstance(part, kinds.CallableOptions | kinds.HttpOptions | kinds.ModelFileOptions):
             _spread(data, cases, models.reward_of(part), part)
 
 
@@ -77,9 +70,9 @@ def first_look(run: RunDirectory) -> Declaration:
         content: dict[str, Any] = {"cases": len(cases)}
         if not options.in_list_stds:
             content["spread"] = _spread(data, cases, models.reward(), options)
-        if isinstance(options, WeightedOptions):
-            parts = zip(models.members(), options.parts, strict=True)
-            content["members"] = [_spread(data, cases, member, part) for member, part in parts]
+        if isinstance(options, kinds.WeightedOptions):
+            both = zip(models.members(), models.parts, strict=True)
+            content["members"] = [_spread(data, cases, member, part) for member, part in both]
         if models.probe_files:
             content["probe"] = _probe(models, cases)
         write_json(work / "reward.json", content)
@@ -126,9 +119,7 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
 
 
 def _apart(models: Models) -> list[tuple[str, Reward]]:
-    options = models.config.reward
-    parts = options.parts if isinstance(options, WeightedOptions) else (options,)
-    return [(reward_name(part), member) for part, member in zip(parts, models.members(), strict=True)]
+    return [(reward_name(part), one) for part, one in zip(models.parts, models.members(), strict=True)]
 
 
 def _probe(models: Models, cases: Cases) -> dict[str, Any]:

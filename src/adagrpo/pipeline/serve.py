@@ -261,11 +261,11 @@ def _load_treatments(
         rewards[id(first), reward_number(parse_list(own.serves).order) or 0] = control.recommender.reward
     known = choose_checkpoint(first, parse_list(own.serves).policy or START, own.checkpoint).weights
     policies: dict[tuple[int, Path], Policy[Any, Any]] = {(id(first), known): control.recommender.policy}
-    made = []
+    made, weight = [], maker.reward_weight or 0.0
     for name in trial.plan.treatments:
         run, arm = runs[name], trial.plan.arms[name]
         try:
-            called, chosen = served_list(run, arm.serves, arm.checkpoint, maker.reward_weight or 0.0)
+            called, chosen = served_list(run, arm.serves, arm.checkpoint, weight)
             version = open_version(run, catalog if arm.run is None else "latest")
             check_served(run, chosen, version, called, arm.checkpoint)
             if id(run) not in held:
@@ -284,7 +284,6 @@ def _load_treatments(
         served = control.recommender.with_policy(policies[key], run.config.max_history, order)
         about = {**control.about, "arm": str(called), "checkpoint": arm.checkpoint, "step": chosen.step}
         about |= {"reward_weight": _weight_said(called, served)}
-        weight = maker.reward_weight or 0.0
         versions = list_versions(run, called, chosen, arm.checkpoint, weight, control.versions["catalog"])
         made.append(Serving(served, about | {"versions": versions}, versions, control.reward_lock))
     return made
