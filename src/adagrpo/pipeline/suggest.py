@@ -88,7 +88,7 @@ def recipe_text(
 
     `beside` has the keys of `data` for impressions and a service's exposure log.
     """
-    file, counts, mapping = preview["files"][0], preview["counts"], preview["mapping"]
+    file = preview["files"][0]
     if preview["missing"]:
         role = preview["missing"][0]
         if preview["unread_time"] is not None:
@@ -99,7 +99,8 @@ def recipe_text(
     if preview["lists"]:
         column = one_line(preview["roles"]["item"]["column"])
         raise UserError(f"{file}: {column} holds lists, each of which would be one item; {ONE_EACH}")
-    if not {"timestamp", "order"} & mapping.keys():
+    counts = preview["counts"]
+    if not {"timestamp", "order"} & preview["mapping"].keys():
         which = "say which does, --set data.columns.timestamp=NAME"
         raise UserError(f"{file}: no column says in which order things happened; {which}")
     if counts["users_with_fewer_than_3"] == counts["users"]:
