@@ -15,7 +15,7 @@ from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import Exposure
 from adagrpo.exposures.exposure_store import LocalExposureLog
-from adagrpo.pipeline.compare import Comparison, FixedPlan
+from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.compare_arms import arms_called
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
@@ -225,7 +225,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
 def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: Path) -> None:
     claim(tmp_path, "comparison")
     first = comparison(world, data, tmp_path)
-    FixedPlan(first.plan).write(tmp_path / "plan.json")
+    first._fix_plan()
     assert first.plan.family == ("adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank")
     with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
         comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
@@ -336,17 +336,6 @@ def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_th
     with pytest.raises(UserError, match=r"asks for part 2, .*plan\.json was fixed at part 1; take a new folder"):
         asked(through=2)
     store.close()
-
-
-def test_a_plan_of_before_without_hashes_goes_on_as_it_is(world: Any, tmp_path: Path) -> None:
-    world.write(tmp_path / "logs")
-    claim(tmp_path / "out", "comparison")
-    first = comparison(world, tmp_path / "logs", tmp_path / "out")
-    FixedPlan(first.plan).write(tmp_path / "out/plan.json")
-    before = (tmp_path / "out/plan.json").read_bytes()
-    with pytest.raises(KeyboardInterrupt):
-        comparison(world, tmp_path / "logs", tmp_path / "out", console=Events("seed-0/prepare")).carry_out()
-    assert (tmp_path / "out/plan.json").read_bytes() == before
 
 
 def test_a_simulated_market_has_no_files_to_hold_to(world: Any, tmp_path: Path) -> None:

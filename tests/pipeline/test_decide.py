@@ -30,14 +30,13 @@ from adagrpo.lists.names import parse_list
 from adagrpo.lists.table import SOURCES, fused, listed
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose
+from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose, plan_experiment
 from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.outputs import is_stale
-from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
 from adagrpo.pipeline.stages.rerank_arms import re_rankings
@@ -436,7 +435,7 @@ def test_other_work_on_the_machine_does_not_change_what_a_list_takes(
     monkeypatch.setattr("adagrpo.pipeline.decide.ROUNDS", 7)
     asked = partial(RunData.queries_of, SimpleNamespace(user_ids=list(range(6))))  # type: ignore[arg-type]
     data = SimpleNamespace(cases=lambda split: None, config=SimpleNamespace(seed=0), queries_of=asked)
-    found = _milliseconds(machine, data, ["item_knn", "fuse"])  # type: ignore[arg-type]
+    found = _milliseconds(dict(machine.recommenders(["item_knn", "fuse"])), data)  # type: ignore[arg-type]
     assert found["item_knn"] == pytest.approx((4, 4)) and found["fuse"] == pytest.approx((8, 8))
     assert machine.asked == (["item_knn"] * 3 + ["fuse"] * 3) * 8
 

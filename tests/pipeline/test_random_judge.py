@@ -17,7 +17,7 @@ from adagrpo.evaluation.exposure_dependence import independent
 from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.decide import Milliseconds, choose
+from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -158,7 +158,7 @@ def test_no_list_is_left_out_for_one_that_takes_too_long(
     told = Independence(*independent({"item_knn": np.tile([0.49, 0.51], 500)}))
     monkeypatch.setattr("adagrpo.pipeline.decide.independence", lambda data, lists: told)
     monkeypatch.setattr("adagrpo.pipeline.decide.clicks_of_lists", lambda *_: dict.fromkeys(names, 0.2))
-    times = {name: Milliseconds(9.0 if name == "popularity" else 1.0, 1.0) for name in names}
+    times = {name: (9.0 if name == "popularity" else 1.0, 1.0) for name in names}
     monkeypatch.setattr("adagrpo.pipeline.decide._milliseconds", lambda *_: times)
     content = Run.open(first.directory).decide(5.0)
     assert content["chosen"] == before["chosen"] and "whose first ten" not in decision_text(content)

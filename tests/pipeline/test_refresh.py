@@ -20,8 +20,8 @@ from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline import refresh as refresh_module
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.list_makers import ListMaker
-from adagrpo.pipeline.refit import refit_of
-from adagrpo.pipeline.refreshed import of_rows, refresh_of, refreshes, sentences
+from adagrpo.pipeline.refit import refit_of, refresh_of, refreshes
+from adagrpo.pipeline.refresh import of_rows, sentences
 from adagrpo.pipeline.serve import Operation, _Wanted
 from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import ModelManager
@@ -226,14 +226,14 @@ def test_a_worse_list_is_not_served_and_its_rows_are_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run.recommend([[3, 13]])
-    lists = refresh_module._lists
+    lists = refresh_module.lists_of
 
-    def backwards(maker: ListMaker, weights: Any, name: Any, data: Any, cases: Any) -> Any:
-        found = lists(maker, weights, name, data, cases)
-        return np.full_like(found, -1) if maker.models.run.directory.name == "trial" else found
+    def backwards(served: Any, data: Any, cases: Any, of: Any = None) -> Any:
+        found = lists(served, data, cases, of=of)
+        return found if of is not None else found._replace(items=np.full_like(found.items, -1))
 
     with monkeypatch.context() as patch:
-        patch.setattr(refresh_module, "_lists", backwards)
+        patch.setattr(refresh_module, "lists_of", backwards)
         given = ("refresh", "--run", run.directory, write(tmp_path / "1.csv", days(7, 9)))
         answer = command(*given)
     assert answer.status == 3 and "the refit of fuse stays: it has 0." in answer.out
@@ -309,15 +309,15 @@ def test_a_new_item_is_in_lists_where_it_was_taken_as_often_as_what_it_displaced
     # 30 users have it on day 7; on day 10 it is the first that they take, of the cases, or the second
     earlier = [(f"u{user:02d}", NEW, BEGIN + DAY * 7 + 100 + user) for user in range(30)]
     again = [(f"u{user:02d}", NEW, BEGIN + DAY * 10 + (-100 if wanted else 100) + user) for user in range(30)]
-    lists = refresh_module._lists
+    lists = refresh_module.lists_of
 
-    def before_all_others(maker: ListMaker, weights: Any, name: Any, data: Any, cases: Any) -> Any:
-        found = lists(maker, weights, name, data, cases)
-        if maker.models.run.directory.name != "trial":
+    def before_all_others(served: Any, data: Any, cases: Any, of: Any = None) -> Any:
+        found = lists(served, data, cases, of=of)
+        if of is not None:
             return found
-        return np.insert(np.where(found == ITEMS, -1, found), 0, ITEMS, axis=1)
+        return found._replace(items=np.insert(np.where(found.items == ITEMS, -1, found.items), 0, ITEMS, axis=1))
 
-    monkeypatch.setattr(refresh_module, "_lists", before_all_others)
+    monkeypatch.setattr(refresh_module, "lists_of", before_all_others)
     about = run.refresh([write(tmp_path / "new.csv", [*days(7, 12), *earlier, *again])])
     assert about["takes_over"] and about["candidates"] == 1
     values = about["by_least"]  # it has 30 interactions before the cases, and 60 in all

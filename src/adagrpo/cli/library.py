@@ -18,7 +18,7 @@ from adagrpo.pipeline import (
     directory,
     estimate,
     export,
-    refreshed,
+    refresh,
     results,
     stage,
     staleness,

@@ -58,7 +58,7 @@ def refresh(
         names = [f"refresh {content[key]}" if content[key] else "the refit" for key in ("number", "instead_of")]
         typer.echo(f"{names[0]} is served from now on, instead of {names[1]}")
     else:
-        typer.echo("\n".join(library.refreshed.sentences(content)))
+        typer.echo("\n".join(library.refresh.sentences(content)))
     if not back and not content["takes_over"]:
         raise typer.Exit(STAYS)
 

@@ -6,9 +6,9 @@ parameters; earlier additions are placed again where there are interactions. Rep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -82,32 +82,56 @@ def update_catalog(
             "delist": hash_json(sorted(leaving)) if leaving else None,
             "interactions": [_digest(path) for path in interactions],
         }
-        if _answers(run, latest, request, parent, start):
-            return latest, False
-        state = _State(
-            parent.items,
-            parent.codes.codes.numpy().copy(),
-            parent.codes.listed.numpy(),
-            parent.neighbours,
-            parent.item_columns,
-        )
-        changed, placed = _changed(run, parent, state, items, leaving, interactions)
-        catalog = Catalog.from_codes(changed.codes, parent.codes.level_sizes, changed.listed)
-        digest = content_hash(changed.items[ITEM_ID], catalog)
-        same = digest[:DIGITS] == parent.name.partition("-")[2] and changed.neighbours.equals(state.neighbours)
+        if latest.number and parts_of(run, measuring=True)[latest.stage].usable:
+            of_latest = start == LATEST or latest.about["parent"] == parent.name
+            if of_latest and latest.about["request"] == request:
+                return latest, False
+        codes, there = parent.codes.codes.numpy().copy(), parent.codes.listed.numpy()
+        state = _State(parent.items, codes, there, parent.neighbours, parent.item_columns)
+        rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
+        came = len(rows)
+        if items is not None:
+            state = _with_items(run, state, items, rows)
+        if unknown := [name for name in leaving if name not in rows]:
+            raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
+        comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
+        if both := [name for name in leaving if comes[rows[name]]]:
+            raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
+        listed = state.listed.copy()
+        listed[[rows[name] for name in leaving]] = False
+        if not listed.any():
+            raise UserError("--delist: no item would be left; a catalogue lists one at least")
+        together = _together(run, parent, state, interactions)
+        seen = np.flatnonzero(np.diff(together.indptr)) + parent.trained
+        moving = np.union1d(seen, np.arange(came, len(state.items))).astype(np.int64)
+        near = state.neighbours
+        if len(moving):
+            weights = likeness(run, state.items, moving, together)
+            silent = np.flatnonzero(np.diff(weights.indptr) == 0)
+            if len(silent):
+                name = state.items[ITEM_ID][int(moving[silent[0]])]
+                raise UserError(
+                    f"item {name!r}: no word of its text or attributes is in another item's, nor was it seen beside"
+                    f" one, and {len(silent) - 1} more; nothing says what it is like"
+                )
+            state.codes[moving] = codes_near(run, weights, np.delete(state.codes, moving, axis=0))
+            kept = near.filter(~pl.col(ITEM).is_in(moving.tolist()))
+            near = pl.concat([kept, neighbours_of(moving, weights)]).sort(ITEM, "neighbour")
+        catalog = Catalog.from_codes(state.codes, parent.codes.level_sizes, listed)
+        digest = content_hash(state.items[ITEM_ID], catalog)
+        same = digest[:DIGITS] == parent.name.partition("-")[2] and near.equals(parent.neighbours)
         if same and parent.number == latest.number:  # otherwise the served version would not change
             return parent, False
         number = latest.number + 1
         about = {"number": number, "version": f"{number:04d}-{digest[:DIGITS]}", "parent": parent.name}
-        about |= {"items": len(changed.items), "listed": int(changed.listed.sum()), "placed": placed}
-        about |= {"request": request}
+        about |= {"items": len(state.items), "listed": int(listed.sum()), "placed": len(moving), "request": request}
 
         def build(work: Path) -> None:
             catalog.write(work / "codes.parquet")
-            changed.items.write_parquet(work / "items.parquet")
-            changed.neighbours.write_parquet(work / "neighbours.parquet")
-            if changed.columns.columns:  # those of the first items are the run's, which may be prepared again
-                changed.columns.slice(parent.trained).write_parquet(work / ITEM_COLUMNS)
+            state.items.write_parquet(work / "items.parquet")
+            near.write_parquet(work / "neighbours.parquet")
+            if state.columns.columns:  # those of the first items are the run's, which may be prepared again
+                state.columns.slice(parent.trained).write_parquet(work / ITEM_COLUMNS)
             write_json(work / "version.json", about)
 
         reads = ["prepare:items.parquet", *CatalogVersion(run, 0).files]
@@ -115,43 +139,6 @@ def update_catalog(
         made_from = Declaration(build, reads, files, also={"parent": parent.name, "request": request})
         make(run, f"{CATALOGS}/{number:04d}", made_from)
         return CatalogVersion(run, number), True
-
-
-def _answers(
-    run: RunDirectory, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str
-) -> bool:
-    if not latest.number or not parts_of(run, measuring=True)[latest.stage].usable:
-        return False
-    return latest.about["request"] == request and (start == LATEST or latest.about["parent"] == parent.name)
-
-
-def _changed(
-    run: RunDirectory,
-    parent: CatalogVersion,
-    state: _State,
-    items: Path | None,
-    leaving: Sequence[str],
-    interactions: Sequence[Path],
-) -> tuple[_State, int]:
-    rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
-    came, there = len(state.items), state.listed
-    if items is not None:
-        state = _with_items(run, state, items, rows)
-    unknown = [name for name in leaving if name not in rows]
-    if unknown:
-        raise UserError(f"--delist: not in the catalogue: {first_of(unknown)}; it takes ids as the logs have them")
-    comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
-    if both := [name for name in leaving if comes[rows[name]]]:
-        raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
-    listed = state.listed.copy()
-    listed[[rows[name] for name in leaving]] = False
-    if not listed.any():
-        raise UserError("--delist: no item would be left; a catalogue lists one at least")
-    state = state._replace(listed=listed)
-    together = _together(run, parent, state, interactions)
-    seen = np.flatnonzero(np.diff(together.indptr)) + parent.trained
-    moving = np.union1d(seen, np.arange(came, len(state.items))).astype(np.int64)
-    return (_placed(run, parent, state, moving, together), len(moving)) if len(moving) else (state, 0)
 
 
 def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, int]) -> _State:
@@ -216,28 +203,6 @@ def _together(run: RunDirectory, parent: CatalogVersion, state: _State, files: S
     return seen_together(sequences, parent.trained, len(state.items), run.config.tokenizer.window)
 
 
-def _placed(
-    run: RunDirectory,
-    parent: CatalogVersion,
-    state: _State,
-    moving: NDArray[np.int64],  # (N,) rows, ascending
-    together: sparse.csr_array,  # (V - trained, trained)
-) -> _State:
-    weights = likeness(run, state.items, moving, together)
-    silent = np.flatnonzero(np.diff(weights.indptr) == 0)
-    if len(silent):
-        name = state.items[ITEM_ID][int(moving[silent[0]])]
-        raise UserError(
-            f"item {name!r}: no word of its text or attributes is in another item's, nor was it seen beside one, and "
-            f"{len(silent) - 1} more; nothing says what it is like"
-        )
-    fixed = np.ones(len(state.codes), np.bool_)
-    fixed[moving] = False
-    state.codes[moving] = codes_near(run, weights, state.codes[fixed])
-    kept = state.neighbours.filter(~pl.col(ITEM).is_in(moving.tolist()))
-    return state._replace(neighbours=pl.concat([kept, neighbours_of(moving, weights)]).sort(ITEM, "neighbour"))
-
-
 def likeness(
     run: RunDirectory,
     items: pl.DataFrame,  # V rows, those of training first
@@ -246,8 +211,23 @@ def likeness(
 ) -> sparse.csr_array:
     """Return (N, trained) weights of the trained items that new ones are like, if any."""
     trained = together.shape[1]
-    similarity = _similarity(run, items[:trained], items[new.tolist()])
-    return weights_of(similarity, together[new - trained], PRIOR)
+    tables = [items[:trained], items[new.tolist()]]
+    if "language_model" in run.config.tokenizer.vectors and run.path(*ENCODED).is_file():
+        texts = tables[1][TEXT].to_list()
+        vectors = language_vectors(texts, language_model_folder(run), device=str(RunData(run).device))
+        every = pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy()
+
+        def similarity(rows: slice) -> sparse.csr_array:
+            return sparse.csr_array(np.maximum(vectors[rows] @ every.T, 0))
+
+        nearest = nearest_of(len(vectors), len(every), similarity, NEIGHBOURS)
+    else:
+        documents = [
+            [[*words(text), *attributes] for text, attributes in table.select(TEXT, ATTRIBUTES).rows()]
+            for table in tables
+        ]
+        nearest = nearest_documents(documents[0], documents[1], NEIGHBOURS)
+    return weights_of(nearest, together[new - trained], PRIOR)
 
 
 def codes_near(run: RunDirectory, weights: sparse.csr_array, taken: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -270,23 +250,6 @@ def neighbours_of(items: NDArray[np.int64], weights: sparse.csr_array) -> pl.Dat
             pl.Series("weight", entries.data[order].astype(np.float32)),
         ]
     )
-
-
-def _similarity(run: RunDirectory, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_array:
-    """(N, V) text similarity of new to trained items, nearest only."""
-    if "language_model" in run.config.tokenizer.vectors and run.path(*ENCODED).is_file():
-        vectors = language_vectors(new[TEXT].to_list(), language_model_folder(run), device=str(RunData(run).device))
-        every = pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy()
-
-        def similarity(rows: slice) -> sparse.csr_array:
-            return sparse.csr_array(np.maximum(vectors[rows] @ every.T, 0))
-
-        return nearest_of(len(vectors), len(every), similarity, NEIGHBOURS)
-    documents = [
-        [[*words(text), *attributes] for text, attributes in table.select(TEXT, ATTRIBUTES).rows()]
-        for table in (known, new)
-    ]
-    return nearest_documents(documents[0], documents[1], NEIGHBOURS)
 
 
 def _leaving(run: RunDirectory, given: Sequence[str]) -> list[str]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, hash_of, kept, model_of, trained_arms, weights_of
+from adagrpo.pipeline.directory import RunDirectory, find_content, hash_of, kept, model_of, trained_arms, weights_of
 from adagrpo.pipeline.json_files import read_json
 
-SHOWN = 12  # digits of a sha256 in a version name
 Checkpoint = Literal["best", "final"]
 MONITOR = "ndcg@10"  # also selects checkpoints in training
 
@@ -28,17 +27,9 @@ class Chosen(NamedTuple):
         """The stage that made it."""
         return "sft" if self.arm == "sft" else f"train/{self.arm}"
 
-    def versions(self, run: RunDirectory, checkpoint: str, catalog: str) -> dict[str, str]:
-        """Return the versions that answers report; `run` is the checkpoint's own."""
-        model = hash_of(run, self.weights / "model.safetensors")[:SHOWN]
-        return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
-
 
 def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint) -> Chosen:
-    """Return a checkpoint of an arm.
-
-    Args:
-        arm: a trained arm or `sft`; None takes the best by validation NDCG@10.
+    """Return a checkpoint of an arm or `sft`; None takes the best by validation NDCG@10.
 
     Raises:
         UserError: there is no such arm or checkpoint, its weights were changed, or nothing was evaluated to choose by.
@@ -60,28 +51,20 @@ def choose_checkpoint(run: RunDirectory, arm: str | None, checkpoint: Checkpoint
 
 def _best_on_validation(run: RunDirectory, arms: list[str], checkpoint: str) -> tuple[str, str]:
     """The first arm with the best `MONITOR`, and the reason; only current weights and equal cases are compared."""
-    values: dict[str, float] = {}
-    outdated: list[str] = []
-    narrowed: list[str] = []
-    sampled: dict[str, int] = {}
-    for arm in arms:
-        metrics = run.find(*evaluation_of(arm, checkpoint), "metrics.json")
-        if metrics is None:
-            continue
-        if not of_these_weights(run, "/".join(evaluation_of(arm, checkpoint)), arm, checkpoint):
-            outdated.append(arm)
-            continue
-        content = read_json(metrics)
-        values[arm] = content["validation"][MONITOR]
-        if "eligible" in content:
-            narrowed.append(arm)
-        if "validation_sample" in content:
-            sampled[arm] = content["validation_sample"]
+    contents = {arm: find_content(run, *evaluation_of(arm, checkpoint), "metrics.json") for arm in arms}
+    found = {arm: content for arm, content in contents.items() if content is not None}
+    outdated = [
+        arm for arm in found if not of_these_weights(run, "/".join(evaluation_of(arm, checkpoint)), arm, checkpoint)
+    ]
+    found = {arm: content for arm, content in found.items() if arm not in outdated}
+    values = {arm: float(content["validation"][MONITOR]) for arm, content in found.items()}
+    narrowed = [arm for arm, content in found.items() if "eligible" in content]
+    sampled = {arm: content["validation_sample"] for arm, content in found.items() if "validation_sample" in content}
     left_out = f"evaluated before being trained again: {', '.join(outdated)}"
     if not values and len(arms) > 1:
-        found = f"nothing was evaluated in {run.directory}" + (f" as it is ({left_out})" if outdated else "")
+        nothing = f"nothing was evaluated in {run.directory}" + (f" as it is ({left_out})" if outdated else "")
         raise UserError(
-            f"--arm: {found}, so none is the best of {', '.join(arms)};"
+            f"--arm: {nothing}, so none is the best of {', '.join(arms)};"
             f" name one, or run `adagrpo evaluate --run {run.directory}`"
         )
     if not values:

@@ -1,17 +1,14 @@
 """Run a comparison: one run per seed, whose arms share Semantic IDs, sft policy and ranker.
 
-    DIR/plan.json         pre-registered baseline, family, metric, margins, reward, and hashes of the data
-    DIR/seed-<n>/         an ordinary run
-    DIR/comparison.json   statistics without times and paths; comparison.md, comparison.html; results.jsonl
-
+DIR/plan.json is pre-registered; DIR/seed-<n> are ordinary runs; comparison.json has statistics without times and paths.
 For the names of arms see `adagrpo.pipeline.compare_arms` and `adagrpo.lists.names`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 from pydantic import ValidationError
@@ -29,7 +26,6 @@ from adagrpo.metrics import cutoff
 from adagrpo.pipeline.compare_arms import (
     MATCHED,
     base_of,
-    check_matched,
     checkpoints_of,
     evaluation_folder,
     facts_of_arm,
@@ -39,7 +35,7 @@ from adagrpo.pipeline.compare_arms import (
     result_rows,
 )
 from adagrpo.pipeline.description import config_hash
-from adagrpo.pipeline.directory import RunDirectory, by_label, find_content, hashes_of, locked, refuse_without_order
+from adagrpo.pipeline.directory import by_label, find_content, hashes_of, locked, refuse_without_order
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines, read_json, write_json
@@ -57,6 +53,7 @@ from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
 
 PLAN = "plan.json"
+REWARD_READS = ("reward", "ranker")
 
 
 class Comparison:
@@ -76,10 +73,8 @@ class Comparison:
         """Check the request without writing.
 
         Args:
-            config: of all runs, without seed and arms.
+            objectives: names of arms; None takes the recipe's, as for `seeds`.
             data: base folder of the recipe's relative paths.
-            objectives: names of arms; None takes the recipe's.
-            seeds: None takes the recipe's.
             code: folder of the recipe's modules; None is the working directory.
 
         Raises:
@@ -98,8 +93,10 @@ class Comparison:
         self.arms = [*names] if objectives is None else [n if is_named_here(n) else next(names) for n in objectives]
         _check_list("--seeds", self.seeds)
         _check_list("--objectives", self.arms)
-        check_matched(self.arms)
         for name in self.arms:
+            if missing := [source for source in MATCHED.get(name, ()) if source not in self.arms]:
+                sources = " and ".join(MATCHED[name])
+                raise UserError(f"--objectives: {name} takes its lambda from {sources}; add {' and '.join(missing)}")
             base = base_of(name)
             if name != str(parse_list(name)):
                 raise UserError(f"--objectives: {name} is called {parse_list(name)}")
@@ -109,22 +106,67 @@ class Comparison:
         self.plan = self._hold_to_plan()
 
     def _hold_to_plan(self) -> CompareConfig:
-        options, known, path = self.config.compare, [START, *self.arms], self.directory / PLAN
-        if options.baseline not in known:
-            raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
-        fixed = FixedPlan.read(path)
-        plan = fixed.options_for(options, known, path)
-        fixed.check_reward(self.config, path)
-        if fixed.data is not None:
-            fixed.check_data(*self._data_files(), path)
-        self.config = fixed.held_to_part(self.config, self.data, path)
+        asked, known, path = self.config.compare, [START, *self.arms], self.directory / PLAN
+        if asked.baseline not in known:
+            raise UserError(f"compare.baseline: '{asked.baseline}' is not among the arms {', '.join(known)}")
+        before, others = _read_plan(path) if path.is_file() else (None, {})
+        family = asked.family
+        if family is None:
+            family = before.family if before else tuple(arm for arm in self.arms if arm != asked.baseline)
+        options = asked.model_copy(update={"family": family})
+        if before is not None and before != options:
+            field = next(name for name in CompareConfig.model_fields if getattr(before, name) != getattr(options, name))
+            raise UserError(
+                f"{path}: fixed with compare.{field} {getattr(before, field)}, asked for {getattr(options, field)};"
+                " a plan is not changed after its runs, take another --out"
+            )
+        for name in family or ():
+            if name not in known or name == asked.baseline:
+                raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(known)} less the baseline")
+        for first, second in options.pairs:
+            if unknown := [name for name in (first, second) if name not in known]:
+                raise UserError(f"compare.pairs: '{unknown[0]}' is not among the arms {', '.join(known)}")
+            if first == second:
+                raise UserError(f"compare.pairs: '{first}' is compared with itself")
+        if before is not None:
+            self._hold_to_inputs(path, **others)
         widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
         if widest > self.config.evaluation.beam_width:
             raise UserError(
                 f"compare: a metric at {widest} needs evaluation.beam_width of at least {widest},"
                 f" found {self.config.evaluation.beam_width}; set it, or compare.metric and compare.margins"
             )
-        return plan
+        return options
+
+    def _hold_to_inputs(
+        self, path: Path, data: Mapping[str, str], reward: Mapping[str, Any], through: int | None
+    ) -> None:
+        """Refuse another reward or other data than a plan's; missing files are not compared."""
+        if changes := changed_settings(self.config, reward, read_settings(self.config, REWARD_READS)):
+            key, before, now = changes[0]
+            raise UserError(
+                f"{path}: fixed with {key} {before}, asked for {now}; the arms of another reward go into a new folder,"
+                " another --out"
+            )
+        labelled = {label: file for label, file in by_label(*self._data_files()).items() if isinstance(file, Path)}
+        changed = [
+            f"{file}: {'changed after' if label in data else 'was not among the files when'}"
+            for label, file in labelled.items()
+            if file.is_file() and cached_hash(file) != data.get(label)
+        ]
+        changed += [f"{label}: was among the files when" for label in data if label not in labelled]
+        if changed:
+            raise UserError(f"{changed[0]} {path} was fixed; take a new folder for the changed files, another --out")
+        if (options := self.config.data.exposures) is None or through is None:
+            return
+        numbers = [int(part.name) for part in parts_of(self.data / options.path, options.through)]
+        if options.through is not None and numbers and numbers[-1] != through:
+            raise UserError(
+                f"data.exposures.through: asks for part {numbers[-1]}, {path} was fixed at part {through};"
+                " take a new folder for another part of the log, another --out"
+            )
+        held = {"exposures": options.model_copy(update={"through": through})}
+        self.config = self.config.model_copy(update={"data": self.config.data.model_copy(update=held)})
 
     def _data_files(self) -> tuple[Run, list[Path]]:
         """One seed's run, and data files not made by it."""
@@ -134,13 +176,13 @@ class Comparison:
 
     def _fix_plan(self) -> None:
         if not (self.directory / PLAN).exists():
-            (run, files), through = self._data_files(), None
-            data = hashes_of(run, files)
+            run, files = self._data_files()
+            content = self.plan.model_dump(mode="json") | {"data": hashes_of(run, files)}
             if (exposures := self.config.data.exposures) is not None:
                 publish_first(run)
-                through = int(exposure_parts(run, exposures)[-1].name)
-            reward = read_settings(self.config, REWARD_READS)
-            FixedPlan(self.plan, data, through, reward).write(self.directory / PLAN)
+                content["through"] = int(exposure_parts(run, exposures)[-1].name)
+            content["reward"] = read_settings(self.config, REWARD_READS)
+            write_file(self.directory / PLAN, json_lines(with_hash(content)), keep=True)  # once for all processes
         self.plan = self._hold_to_plan()
 
     @property
@@ -169,13 +211,35 @@ class Comparison:
     def carry_out(self) -> dict[str, Any]:
         """Run everything, write the comparison and return the content of comparison.json."""
         with lock_folder(self.directory, "comparison"):
-            return self._carry_out()
+            self._fix_plan()
+            runs = [self._carry_out_seed(seed) for seed in self.seeds]
+            measured: dict[tuple[str, str], list[Measured]] = {}
+            for run, names in runs:
+                data = RunData(run)
+                for arm in (START, *self.arms):
+                    for checkpoint in checkpoints_of(arm):
+                        measured_point = read_measured(data, evaluation_folder(run, names.get(arm, arm), checkpoint))
+                        measured.setdefault((arm, checkpoint), []).append(measured_point)
+            content = {
+                "name": self.config.name,
+                "config_hash": config_hash(self.config),
+                "seeds": self.seeds,
+                "users": len(pl.concat([entry.users[USER_ID] for entry in measured[START, "best"]]).unique()),
+                "plan": self.plan.model_dump(mode="json"),
+                "arms": {arm: facts_of_arm([(run, names.get(arm, arm)) for run, names in runs]) for arm in self.arms},
+                "rows": compare(measured, self.seeds, self.plan),
+            }
+            if self.plan.pairs:
+                content["pairs"] = compare_pairs(measured, self.plan)
+            content["finding"] = finding(content)
+            rows = "".join(result_rows(run, names, self.arms) for run, names in runs)
+            write_file(self.directory / "results.jsonl", rows)
+            write_comparison(self.directory, content)
+            write_json(self.directory / "comparison.json", with_hash(content), allow_nan=False)
+            return content
 
     def make_runs(self, seeds: Sequence[int]) -> list[Path]:
-        """Make or continue the runs of some seeds without comparing them.
-
-        Seeds can be made in parallel, and on other machines.
-        """
+        """Make or continue the runs of some seeds without comparing them, even in parallel or on other machines."""
         _check_list("--only", seeds)
         other = [seed for seed in seeds if seed not in self.seeds]
         if other:
@@ -183,33 +247,6 @@ class Comparison:
         claim(self.directory, "comparison")
         self._fix_plan()
         return [self._carry_out_seed(seed)[0].directory for seed in seeds]
-
-    def _carry_out(self) -> dict[str, Any]:
-        self._fix_plan()
-        runs = [self._carry_out_seed(seed) for seed in self.seeds]
-        measured: dict[tuple[str, str], list[Measured]] = {}
-        for run, names in runs:
-            data = RunData(run)
-            for arm in (START, *self.arms):
-                for checkpoint in checkpoints_of(arm):
-                    measured_point = read_measured(data, evaluation_folder(run, names.get(arm, arm), checkpoint))
-                    measured.setdefault((arm, checkpoint), []).append(measured_point)
-        content = {
-            "name": self.config.name,
-            "config_hash": config_hash(self.config),
-            "seeds": self.seeds,
-            "users": len(pl.concat([entry.users[USER_ID] for entry in measured[START, "best"]]).unique()),
-            "plan": self.plan.model_dump(mode="json"),
-            "arms": {arm: facts_of_arm([(run, names.get(arm, arm)) for run, names in runs]) for arm in self.arms},
-            "rows": compare(measured, self.seeds, self.plan),
-        }
-        if self.plan.pairs:
-            content["pairs"] = compare_pairs(measured, self.plan)
-        content["finding"] = finding(content)
-        write_file(self.directory / "results.jsonl", "".join(result_rows(run, names, self.arms) for run, names in runs))
-        write_comparison(self.directory, content)
-        write_json(self.directory / "comparison.json", with_hash(content), allow_nan=False)
-        return content
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
         run = self.run_of(seed)
@@ -272,95 +309,11 @@ def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
         raise UserError(f"--objectives: {explain(error, Config)}") from error
 
 
-REWARD_READS = ("reward", "ranker")
-
-
-class FixedPlan(NamedTuple):
-    """The content of plan.json, None where absent."""
-
-    options: CompareConfig | None = None
-    data: Mapping[str, str] | None = None  # hashes of the data and reward files, by label
-    through: int | None = None  # number of the last part of the exposure log to read
-    reward: Mapping[str, Any] | None = None  # settings of the reward
-
-    @classmethod
-    def read(cls, path: Path) -> FixedPlan:
-        """Read an earlier plan, if any."""
-        if not path.is_file():
-            return cls()
-        try:
-            content = without_hash(read_json(path))
-            data, through, reward = (content.pop(name, None) for name in ("data", "through", "reward"))
-            return cls(CompareConfig.model_validate(content), data, through, reward)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
-
-    def write(self, path: Path) -> None:
-        """Write the plan, once for all processes."""
-        assert self.options is not None
-        others = {"data": self.data, "through": self.through, "reward": self.reward}
-        content = self.options.model_dump(mode="json") | {k: value for k, value in others.items() if value is not None}
-        write_file(path, json_lines(with_hash(content)), keep=True)
-
-    def options_for(self, asked: CompareConfig, arms: Sequence[str], path: Path) -> CompareConfig:
-        """Return the current options with the planned family."""
-        before, family = self.options, asked.family
-        if family is None:
-            family = before.family if before else tuple(arm for arm in arms[1:] if arm != asked.baseline)
-        options = asked.model_copy(update={"family": family})
-        if before is not None and before != options:
-            fields = type(options).model_fields
-            field = next(name for name in fields if getattr(before, name) != getattr(options, name))
-            raise UserError(
-                f"{path}: fixed with compare.{field} {getattr(before, field)}, asked for {getattr(options, field)};"
-                " a plan is not changed after its runs, take another --out"
-            )
-        for name in family or ():
-            if name not in arms or name == asked.baseline:
-                raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(arms)} less the baseline")
-        for first, second in options.pairs:
-            for name in (first, second):
-                if name not in arms:
-                    raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(arms)}")
-            if first == second:
-                raise UserError(f"compare.pairs: '{first}' is compared with itself")
-        return options
-
-    def check_reward(self, config: Config, path: Path) -> None:
-        """Refuse a changed reward, which would retrain the arms."""
-        if self.reward is None:
-            return
-        changes = changed_settings(config, self.reward, read_settings(config, REWARD_READS))
-        if changes:
-            key, before, now = changes[0]
-            raise UserError(
-                f"{path}: fixed with {key} {before}, asked for {now}; the arms of another reward go into a new folder,"
-                " another --out"
-            )
-
-    def check_data(self, run: RunDirectory, files: Iterable[Path], path: Path) -> None:
-        """Refuse changed data; missing files are not compared."""
-        before = self.data or {}
-        labelled = {label: file for label, file in by_label(run, files).items() if isinstance(file, Path)}
-        changed = [
-            f"{file}: {'changed after' if label in before else 'was not among the files when'}"
-            for label, file in labelled.items()
-            if file.is_file() and cached_hash(file) != before.get(label)
-        ]
-        changed += [f"{label}: was among the files when" for label in before if label not in labelled]
-        if changed:
-            raise UserError(f"{changed[0]} {path} was fixed; take a new folder for the changed files, another --out")
-
-    def held_to_part(self, config: Config, data: Path, path: Path) -> Config:
-        """Limit an exposure log to the planned last part."""
-        options = config.data.exposures
-        if options is None or self.through is None:
-            return config
-        numbers = [int(part.name) for part in parts_of(data / options.path, options.through)]
-        if options.through is not None and numbers and numbers[-1] != self.through:
-            raise UserError(
-                f"data.exposures.through: asks for part {numbers[-1]}, {path} was fixed at part {self.through};"
-                " take a new folder for another part of the log, another --out"
-            )
-        held = {"exposures": options.model_copy(update={"through": self.through})}
-        return config.model_copy(update={"data": config.data.model_copy(update=held)})
+def _read_plan(path: Path) -> tuple[CompareConfig, dict[str, Any]]:
+    """Return a plan's options, and what else it fixed."""
+    try:
+        content = without_hash(read_json(path))
+        others = {"through": content.pop("through", None)} | {name: content.pop(name) for name in ("data", "reward")}
+        return CompareConfig.model_validate(content), others
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error

@@ -1,11 +1,7 @@
 """Arms of a comparison by name. `names` maps matched arms to their names within a run.
 
-Mixture arms can have a λ that is matched to the gated arm's:
-
-    mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
-    mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
-
-Norms are measured every `train.gradient_norms_every` steps, and 0 where nothing was admitted.
+`mixture-matched` has the effective weight of `adagrpo`, its λ times its mean admission; `mixture-norm-matched` has
+λ · |g_adagrpo| / |g_mixture|, λ of `mixture` and mean gradient norms of the reward term (0 where nothing was admitted).
 """
 
 from __future__ import annotations
@@ -74,7 +70,7 @@ def result_rows(run: RunDirectory, names: Mapping[str, str], arms: Sequence[str]
     """Return a seed's results.jsonl under the comparison's names, with re-ranking."""
     rows = read_rows(run.checked("results.jsonl"))
     trained = [row | {"arm": arm} for row in rows for arm in arms_called(row["arm"], names, arms)]
-    lines = list(trained)
+    lines = [*trained]
     for arm in arms:
         if (base := base_of(arm)) is not None:
             for row in trained:
@@ -106,16 +102,6 @@ def weight_used(run: RunDirectory, arm: ArmConfig) -> float | None:
     return None if pressed is None else float(pressed["lambda_"])
 
 
-def check_matched(arms: Sequence[str]) -> None:
-    """Refuse a matched arm without the arms it is derived from."""
-    for name, sources in MATCHED.items():
-        missing = [source for source in sources if source not in arms]
-        if name in arms and missing:
-            raise UserError(
-                f"--objectives: {name} takes its lambda from {' and '.join(sources)}; add {' and '.join(missing)}"
-            )
-
-
 def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> ArmConfig:
     """Return the matched mixture, λ rounded to four digits.
 
@@ -126,8 +112,7 @@ def matched_arm(name: str, run: RunDirectory, metrics: Mapping[str, Any]) -> Arm
     if name == MATCHED_BY_ADMISSION:
         weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])
     else:
-        weight = stages["mixture"]["lambda"]
-        means = []
+        weight, means = stages["mixture"]["lambda"], []
         for arm in MATCHED[NORM]:
             rows = read_rows(run.checked("train", arm, "steps.jsonl"))
             norms = [row.get(REWARD, 0.0) for row in rows if MEASURED in row]

@@ -17,11 +17,13 @@ cases only fill the table. A frozen or edited decision.plan.yaml is kept.
 
 from __future__ import annotations
 
+import json
+import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,13 +31,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config.reward import RewardOptions, WeightedOptions
+from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data.exposures import RANDOM
 from adagrpo.data.prepared import SHOWN_LATER
 from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.statistics import Interval, all_pairs
-from adagrpo.lists import Query, Recommender
+from adagrpo.experiments.plan import Plan, frozen_path, read_frozen, read_plan
+from adagrpo.lists import Recommender
 from adagrpo.lists.names import (
     CONTROL,
     FUSE,
@@ -53,7 +57,6 @@ from adagrpo.pipeline.directory import RunDirectory, kept, made_from, remake_com
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, contenders, reward_title
-from adagrpo.pipeline.plan_experiment import plan_experiment
 from adagrpo.pipeline.random_judge import TELLING, RandomOrder, clicks_of_lists, independence, random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.control import doubts_of_control
@@ -61,6 +64,8 @@ from adagrpo.pipeline.stages.diagnose import suspects
 from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_power, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
+from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.writing import write_file
 
 TIMED, WARM_UP = 8, 3  # histories per list: timed, and run before timing
 ROUNDS = 10  # lists take turns, since load on the machine rarely affects all rounds
@@ -68,15 +73,30 @@ TOP = 10
 TRIED, MOST_SECONDS = 4, 600.0  # lists timed for a reward alone, and the limit for all its lists
 FEW_CASES = 2000  # a convention: with fewer, a doubt is reported
 CHECK = "Check that all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
+PLAN = "decision.plan.yaml"
+PLAN_MARK = "# as `adagrpo decide` wrote it: "  # precedes the sha256 of the text above
+PLAN_TEXT = """\
+# `{chosen}` against `{control}`, by `adagrpo decide`. Change what you know better, then `adagrpo ab PLAN --freeze`.
+name: {name}
+arms:
+  control: {{serves: {controlled}}}
+  treatment: {{serves: {treated}}}
+control: control
+salt: {salt}
+start: {start}
+days: 14
+metrics:
+  # {expectation}
+  # mean and deviation of a user's clicks are not known from offline cases: give them here, or for
+  # `adagrpo ab PLAN --power` an exposure log with days before the start.
+  clicks: {{sum: click{expected}}}
+guardrails:
+  errors: {{sum: errors, per: requests, margin: 0.05}}
+  slow: {{sum: slow, per: answers, margin: 0.05}}
+  degraded: {{sum: degraded, per: answers, margin: 0.05}}
+"""
 
 Values = NDArray[np.float64]
-
-
-class Milliseconds(NamedTuple):
-    """Time per list."""
-
-    wall: float
-    processor: float  # CPU time of all threads
 
 
 class Choice(NamedTuple):
@@ -93,10 +113,9 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
     if not isinstance(options, WeightedOptions) or len(options.parts) < 2:
         return []
     try:
-        found = {name: leak_reason(signs) for name, signs in suspects(Models(RunData(run))).items()}
+        leaks = _leaks(Models(RunData(run)))
     except NotFinite:  # reported by the first look at the rewards
         return []
-    leaks = {name: reason for name, reason in found.items() if reason is not None}
     kept = [place for place in range(len(options.parts)) if f"{REWARD}-{place + 1}" not in leaks]
     if not leaks or not kept:
         return []
@@ -111,21 +130,21 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
     ]
 
 
+def _leaks(models: Models) -> dict[str, str]:
+    return {name: why for name, signs in suspects(models).items() if (why := leak_reason(signs)) is not None}
+
+
 def not_measured(run: RunDirectory, name: str, stage: Declaration) -> str | None:
     """Return why a list is left out; None if it is measured."""
     kind, _, called = name.rpartition("/")
-    source = SOURCES.get(called)
-    if kind == "evaluate" and source is not None and source.most_items is not None:
-        items = RunData(run).num_items
-        most = f"it is made for at most {source.most_items:,} items, and there are {items:,}"
-        return most if items > source.most_items else None
-    if (
-        kind != "evaluate"
-        or reward_number(parse_list(called).order) is None
-        or made_from(run, stage).equals(kept(run, name))
-    ):
+    if kind != "evaluate":
         return None
-    data = RunData(run)
+    data, source = RunData(run), SOURCES.get(called)
+    if source is not None and source.most_items is not None:
+        most = f"it is made for at most {source.most_items:,} items, and there are {data.num_items:,}"
+        return most if data.num_items > source.most_items else None
+    if reward_number(parse_list(called).order) is None or made_from(run, stage).equals(kept(run, name)):
+        return None
     cases, count = validation_cases(data), len(data.measured_cases("test"))
     queries = data.queries_of(cases, np.arange(min(TRIED, len(cases))))
     try:
@@ -157,11 +176,8 @@ def choose(
     """Apply the module's rule.
 
     Args:
-        values: (N,) NDCG@10 per validation case, by contender, simplest first.
-        pairs: differences in NDCG@10 with simultaneous intervals.
-        milliseconds: per list, by contender.
+        values: (N,) NDCG@10 per validation case, by contender, simplest first; `pairs` are their differences.
         budget: milliseconds per list; None is unlimited.
-        judged: results on random exposures, if any.
         margin: share of the best NDCG@10 that a simpler list may lose.
 
     Raises:
@@ -210,15 +226,11 @@ def decision(
     run: RunDirectory,
     arms: Sequence[str],
     budget: float | None,
-    control: str = START,
-    left_out: Mapping[str, str] = MappingProxyType({}),
-    leaking: Sequence[str] = (),
+    control: str,
+    left_out: Mapping[str, str],
+    leaking: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the contenders, the choice and its uncertainty.
-
-    Args:
-        budget: milliseconds per list; None is unlimited.
-    """
+    """Return the contenders, the choice and its uncertainty; `budget` is in milliseconds per list."""
     data = RunData(run)
     maker = ListMaker(Models(data))
     names = [name for name in contenders(run.config, arms) if name not in left_out]
@@ -226,20 +238,18 @@ def decision(
     as_logged = {name: ndcg(found, TOP, sizes) for name, (found, sizes) in ranks.items()}
     weights = pl.read_parquet(_ranks_file(run, START), columns=[WEIGHT])[WEIGHT].to_numpy()
     values = {name: weights * found for name, found in as_logged.items()}
-    times = _milliseconds(maker, data, names)
-    taken = {name: one.wall for name, one in times.items()}
-    found = {name: leak_reason(signs) for name, signs in suspects(maker.models).items()}
-    leaks = {name: reason for name, reason in found.items() if reason is not None}
+    lists = dict(maker.recommenders(names))
+    times = _milliseconds(lists, data)
+    taken = {name: wall for name, (wall, _) in times.items()}
+    leaks = _leaks(maker.models)
     taught = {arm.name for arm in run.config.train.arms if leaks and arm.learns_from_reward}
     trusted: dict[str, Values] = {}
     for name in names:
         called = parse_list(name)
-        asks = (
-            bool(leaks) and maker.asks_reward(called) if reward_number(called.order) is None else called.order in leaks
-        )
+        alone = reward_number(called.order) is not None
+        asks = called.order in leaks if alone else bool(leaks) and maker.asks_reward(called)
         if name != CONTROL and not asks and called.policy not in taught:  # what users get today is not what is better
             trusted[name] = values[name]
-    lists = dict(maker.recommenders(names))
     random = random_order(data, lists.items())
     later = None if random is not None else random_order(data, lists.items(), SHOWN_LATER)
     told = None if later is None else independence(data, [(one, lists[one]) for one in TELLING if one in lists])
@@ -260,9 +270,12 @@ def decision(
     quick = {name: found for name, found in allowed.items() if budget is None or taken[name] <= budget}
     if any(values[name].mean() > values[choice.best].mean() for name in names if name not in allowed):
         choice = choice._replace(why=f"of the lists that may be taken, {choice.why}")
+    shown = [f"{metric}@{TOP}" for metric in ("hr", "ndcg", "recall", "coverage", "tail_share", "hallucination")]
     rows: list[dict[str, Any]] = []
     for name in names:
-        against = pairs[name, START]
+        called, against = parse_list(name), pairs[name, START]
+        trained = called.policy not in (None, START) and called.order == "policy"
+        test = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")["test"]
         rows.append(
             {
                 "list": name,
@@ -272,10 +285,10 @@ def decision(
                     f"ndcg@{TOP}_as_logged": as_logged[name].mean(),
                 },
                 f"ndcg@{TOP} against {START}": [against.mean, against.low, against.high],
-                "test": _test_metrics(run, name),
+                "test": {key: one for key, one in test.items() if key in shown or key.startswith("true_utility")},
                 "milliseconds": round(taken[name], 2),
-                "processor_milliseconds": round(times[name].processor, 2),
-                "needs": maker.needs(parse_list(name)),
+                "processor_milliseconds": round(times[name][1], 2),
+                "needs": maker.needs(called),
             }
         )
         for judge, of_users in (("random", random), ("shown_later", later)):
@@ -299,11 +312,9 @@ def decision(
             *leaking,
             *doubts_of_control(data),
             *_doubts(data, quick, as_logged, choice, leaks),
-            *_of_judges(data, random, later, harmful),
-            *([] if judged is None else _of_outdone(judged, outdone)),
-            *([] if later is None or judged is later else _of_later(later, [*quick], choice.chosen)),
+            *_doubts_of_judges(data, random, later, judged, harmful, outdone, [*quick], choice.chosen),
             *(f"{name} was not measured: {why}" for name, why in left_out.items()),
-            *_of_catalogue(run),
+            *_doubts_of_catalogue(run),
         ],
         "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --arm {choice.chosen}",
         "experiment": plan_experiment(run, choice.chosen, control, tested),
@@ -320,13 +331,19 @@ def decision(
     }
 
 
-def _of_judges(
-    data: RunData, random: RandomOrder | None, later: RandomOrder | None, harmful: Sequence[str]
+def _doubts_of_judges(
+    data: RunData,
+    random: RandomOrder | None,
+    later: RandomOrder | None,
+    judged: RandomOrder | None,  # which of both excluded lists
+    harmful: Sequence[str],
+    outdone: Mapping[str, str],
+    names: Sequence[str],
+    chosen: str,
 ) -> list[str]:
     doubts = []
     if random is None and data.config.data.random is not None:
         doubts += ["what was shown at random judged no list: no user with a history clicked some of it and left some"]
-    judged = random or later
     if judged is not None and harmful:
         lost = ", ".join(f"{name} by {-100 * judged.against(name).mean:.1f}" for name in harmful)
         shown = "at random to" if random is not None else "after validation to"
@@ -334,33 +351,27 @@ def _of_judges(
             f"on what was shown {shown} {len(judged.auc[START]):,} users, these order clicks worse than {START}, in"
             f" points of AUC, and were not taken: {lost}"
         ]
+    if judged is not None and outdone:
+        lost = ", ".join(f"{name} by {-100 * judged.against(name, one).mean:.1f}" for name, one in outdone.items())
+        doubts += [
+            "of what users were shown, these order clicks significantly worse than"
+            f" {', '.join(dict.fromkeys(outdone.values()))}, whose first ten are clicked no less, and were not taken,"
+            f" in points of AUC: {lost}"
+        ]
+    if later is None or judged is later:
+        return doubts
+    first = max(names, key=lambda name: float(later.auc[name].mean()))
+    if chosen in later.worse([name for name in names if name != first], first):
+        gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in later.against(first, chosen)[:3]))
+        doubts += [
+            f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases"
+            f" better than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is"
+            " shown; an experiment between the two says which one users prefer"
+        ]
     return doubts
 
 
-def _of_outdone(judged: RandomOrder, outdone: Mapping[str, str]) -> list[str]:
-    if not outdone:
-        return []
-    lost = ", ".join(f"{name} by {-100 * judged.against(name, other).mean:.1f}" for name, other in outdone.items())
-    first = ", ".join(dict.fromkeys(outdone.values()))
-    return [
-        f"of what users were shown, these order clicks significantly worse than {first}, whose first ten are clicked no"
-        f" less, and were not taken, in points of AUC: {lost}"
-    ]
-
-
-def _of_later(later: RandomOrder, names: Sequence[str], chosen: str) -> list[str]:
-    first = max(names, key=lambda name: float(later.auc[name].mean()))
-    if chosen not in later.worse([name for name in names if name != first], first):
-        return []
-    gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in later.against(first, chosen)[:3]))
-    return [
-        f"{first} orders the clicks on what {len(later.auc[START]):,} users were shown after their validation cases"
-        f" better than {chosen}, by {gained} points of AUC: if you show much that is not liked, hits choose what is"
-        " shown; an experiment between the two says which one users prefer"
-    ]
-
-
-def _of_catalogue(run: RunDirectory) -> list[str]:
+def _doubts_of_catalogue(run: RunDirectory) -> list[str]:
     latest = catalog_versions(run)[-1]
     if not latest.number or parts_of(run, measuring=True)[latest.stage].usable:
         return []
@@ -376,40 +387,23 @@ def _ranks_file(run: RunDirectory, name: str) -> Path:
     return run.checked(*(("evaluate", name) if measured else (FUSE, called.policy or START)), VALIDATION)
 
 
-def _test_metrics(run: RunDirectory, name: str) -> dict[str, float]:
-    called = parse_list(name)
-    trained = called.policy not in (None, START) and called.order == "policy"
-    content = run.content("evaluate", name, *(["best"] if trained else []), "metrics.json")
-    shown = (
-        f"hr@{TOP}",
-        f"ndcg@{TOP}",
-        f"recall@{TOP}",
-        f"coverage@{TOP}",
-        f"tail_share@{TOP}",
-        f"hallucination@{TOP}",
-    )
-    return {key: value for key, value in content["test"].items() if key in shown or key.startswith("true_utility")}
-
-
-def _milliseconds(maker: ListMaker, data: RunData, names: Sequence[str]) -> dict[str, Milliseconds]:
-    """Single-request times: median over histories of the minimum over rounds."""
+def _milliseconds(lists: Mapping[str, Recommender], data: RunData) -> dict[str, tuple[float, float]]:
+    """Wall and processor time of single requests: median over histories of the minimum over rounds."""
     cases = sample_cases(data.cases("validation"), TIMED + WARM_UP, data.config.seed)
     queries = data.queries_of(cases, np.arange(len(cases)))
-    served = dict(maker.recommenders(names))
-    for one in served.values():
+    for served in lists.values():
         for query in queries[:WARM_UP]:
-            _time(one, query)
-    taken: dict[str, list[list[Milliseconds]]] = {name: [] for name in names}
-    for _ in range(ROUNDS):
-        for name, one in served.items():
-            taken[name].append([_time(one, query) for query in queries[WARM_UP:] or queries])
-    return {name: Milliseconds(*np.median(np.min(times, axis=0), axis=0).tolist()) for name, times in taken.items()}
-
-
-def _time(served: Recommender, query: Query) -> Milliseconds:
-    started, worked = time.perf_counter(), time.process_time()
-    served.recommend([query])
-    return Milliseconds(1000 * (time.perf_counter() - started), 1000 * (time.process_time() - worked))
+            served.recommend([query])
+    timed, turns = queries[WARM_UP:] or queries, [*lists.values()] * ROUNDS
+    taken = np.empty((len(turns), len(timed), 2))
+    for turn, served in enumerate(turns):
+        for case, query in enumerate(timed):
+            started, worked = time.perf_counter(), time.process_time()
+            served.recommend([query])
+            taken[turn, case] = time.perf_counter() - started, time.process_time() - worked
+    least = taken.reshape(ROUNDS, len(lists), len(timed), 2).min(axis=0)
+    found = 1000 * np.median(least, axis=1)
+    return {name: (wall, processor) for name, (wall, processor) in zip(lists, found.tolist(), strict=True)}
 
 
 def _below(values: Mapping[str, Values], pairs: Mapping[tuple[str, str], Interval]) -> str | None:
@@ -469,3 +463,62 @@ def _doubts(
         if more.low > 0:
             doubts.append(f"unweighted, {ahead} has {_of_interval(more)} more NDCG@{TOP} than {choice.best}")
     return doubts
+
+
+def plan_experiment(
+    run: RunDirectory, chosen: str, control: str, hit_rates: Mapping[str, float], today: date | None = None
+) -> dict[str, str] | None:
+    """Write decision.plan.yaml and return how to serve it; `hit_rates` are HR@10 on test cases, by list.
+
+    None if the control is chosen, or a kept plan is damaged or compares other lists.
+    """
+    path, said = run.directory / PLAN, ""  # why a plan must be kept
+    if path.is_file():
+        text, _, digest = path.read_text(encoding="utf-8").rpartition(PLAN_MARK)
+        said = "" if hash_json(text) == digest.strip() else "was changed by hand"
+    if frozen_path(path).is_file():
+        said = "is frozen"
+    if chosen == control:
+        if not said:
+            path.unlink(missing_ok=True)
+        return None
+    gain = hit_rates[chosen] / hit_rates[control] - 1 if hit_rates[control] else 0.0
+    expected, expectation = "", "HR@10 does not gain on test cases, so no effect is expected."
+    if gain > 0:
+        expected = f", expected: {gain:.4f}"
+        expectation = "expected is the relative gain of HR@10 on test cases; clicks may gain less, or nothing."
+    start = (today or datetime.now(UTC).date()) + timedelta(days=1)
+    text = PLAN_TEXT.format(
+        chosen=chosen,
+        control=control,
+        treated=json.dumps(chosen),
+        controlled=json.dumps(control),
+        name=json.dumps(f"{run.config.name[:60]}: {chosen}", ensure_ascii=False),
+        salt=json.dumps(secrets.token_hex(8)),  # quoted, since it may be all digits
+        start=start.isoformat(),
+        expectation=expectation,
+        expected=expected,
+    )
+    plan = Plan.model_validate(parse_yaml(text))
+    try:
+        earlier = read_plan(path) if path.is_file() else None
+        if earlier is not None:
+            read_frozen(path, earlier)
+    except UserError as error:
+        run.console.note(f"note: {error}; mend it, or move it away and decide again")
+        return None
+    if said and earlier is not None:
+        if earlier.arms != plan.arms:
+            other = f"an experiment on {chosen} and {control} needs another plan; move this one away, and decide again"
+            run.console.note(f"note: {run.called / PLAN} {said}, is of other lists and stays as it is: {other}")
+            return None
+        if earlier.metrics != plan.metrics:
+            run.console.note(f"note: {run.called / PLAN} {said}, and stays as it is, with what it expects")
+    elif earlier is None or (earlier.arms, earlier.metrics) != (plan.arms, plan.metrics) or earlier.start < start:
+        write_file(path, text + PLAN_MARK + hash_json(text) + "\n")
+    called = shlex.quote(str(run.called / PLAN))
+    return {
+        "plan": str(run.called / PLAN),
+        "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --experiment {called}"
+        " --exposures exposures --user-key-file user.key",
+    }

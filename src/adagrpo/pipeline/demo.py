@@ -1,9 +1,7 @@
 """The demo: decide under a good and a bad reward what to serve, and measure the effect on users.
 
-    DIR                  a run of recipes/demo.yaml, its reward trees on counts that the policy does not read
-    DIR-wrong-reward     the same with a ranker fitted on impressions only; shared stages are read from DIR
-
-Policies are trained only where that is asked for. Neither diagnosis, training nor `decide` reads the simulated truth.
+DIR is a run of recipes/demo.yaml, whose reward trees count what the policy does not read; DIR-wrong-reward has a ranker
+fitted on impressions only. Neither diagnosis, training nor `decide` reads the simulated truth.
 """
 
 from __future__ import annotations
@@ -49,12 +47,7 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
 
 
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, train, measure and decide under both rewards, skipping finished work.
-
-    Args:
-        directory: of the good reward's run; the other is next to it.
-        config: a simulated marketplace, like recipes/demo.yaml; its arms are compared with `nll`, if that is one.
-    """
+    """Diagnose, train, measure and decide under both rewards, skipping finished work; arms are compared with `nll`."""
     require("lightgbm", "reward")
     runs = demo_runs(directory, config, console)
     with locked(runs[GOOD]), locked(runs[WRONG]):

@@ -20,10 +20,10 @@ from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
 from adagrpo.off_policy import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint
-from adagrpo.pipeline.directory import RunDirectory, trained_arms
+from adagrpo.pipeline.directory import RunDirectory, hash_of, trained_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.named_lists import ListOptions
+from adagrpo.pipeline.named_lists import SHOWN, ListOptions
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
@@ -180,7 +180,7 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
             continue
         kind: Checkpoint = "best" if checkpoint == "best" else "final"
         chosen = choose_checkpoint(run, arm, kind)
-        if chosen.versions(run, kind, models.data.version.name)["model"] != model:
+        if hash_of(run, chosen.weights / "model.safetensors")[:SHOWN] != model:
             continue
         logging = served.with_policy(models.policy(chosen.weights), run.config.max_history)
         far = []

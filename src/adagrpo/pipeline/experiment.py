@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import add_switch, read_switches
 from adagrpo.experiments.duration import baselines, duration
@@ -19,8 +17,6 @@ from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.experiments.validity import mismatched_rows
 from adagrpo.exposures.exposure_store import locate_row, parts_of, read_parts, refused_rows
 from adagrpo.pipeline.stages.prepare import latest_exposures
-
-_Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
@@ -86,13 +82,9 @@ def switch_experiment(path: Path, *, share: float | None = None, stop: str | Non
 
 
 def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str, Any]]:
-    """Return the users and days needed for the expected effects.
+    """Return the users and days needed for the expected effects, rows of `duration`.
 
-    Args:
-        exposures: an exposure log's folder; days before the start supply what the plan lacks.
-
-    Returns:
-        The rows of `duration`; `read` gives the days used, None without a log.
+    Days before the start of an exposure log supply what the plan lacks; `read` gives those used, None without a log.
     """
     plan = read_plan(path)
     if exposures is None:

@@ -1,10 +1,4 @@
-"""Export a policy as a Hugging Face folder.
-
-config.json, model.safetensors, generation_config.json     for `AutoModelForCausalLM.from_pretrained`
-semantic_ids.json, catalog.json                            token offsets of codes; items and their codes
-semantic_ids.py                                            `adagrpo.policies.prefix_function`, standalone
-README.md                                                  the model card; the base model's tokenizer, if any
-"""
+"""Export a policy as a Hugging Face folder, with its catalogue, a standalone `semantic_ids.py` and a model card."""
 
 from __future__ import annotations
 
@@ -47,14 +41,7 @@ def export(
     checkpoint: Checkpoint = "best",
     catalog: str = LATEST,
 ) -> dict[str, object]:
-    """Write a checkpoint as a Hugging Face folder, with merged adapters and float32 weights.
-
-    Args:
-        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
-        catalog: see `adagrpo.pipeline.versions.open_version`.
-
-    Returns:
-        Folder, arm, checkpoint, step, reason for the choice, items, catalogue and precision.
+    """Write a checkpoint as a Hugging Face folder, with merged adapters and float32 weights, and return facts of it.
 
     Raises:
         UserError: a part is missing or stale, the folder is in use, or `transformers` cannot open the policy.
@@ -75,9 +62,9 @@ def export(
         _write(RunData(run, version), chosen, checkpoint, work)
         for path in work.rglob("*"):  # some libraries write owner-only permissions
             path.chmod(work.stat().st_mode & (0o777 if path.is_dir() else 0o666))
+    about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "why": chosen.why}
     items = int(version.codes.listed.sum())
-    about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    return about | {"why": chosen.why, "items": items, "catalog_version": version.name, "precision": "float32"}
+    return about | {"items": items, "catalog_version": version.name, "precision": "float32"}
 
 
 def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None:
@@ -158,36 +145,24 @@ print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
 
 
 LICENCE = "# license: name yours here before you publish this folder; adagrpo does not choose one\n"
+LIMITS = """\
+- It knows the items of its catalogue and no other; a new item needs codes, and training that has seen them.
+- It learned from logs, so it repeats what was shown and bought there; a group that is rare in them is served worse.
+- Offline metrics reward the item that was logged next. What users would make of others they do not say.
+- Unconstrained generation can write invalid Semantic IDs; use the prefix function of this folder."""
 
 
 def model_card(run: RunDirectory, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
     """Return the text of README.md."""
     measured = _measured(run, chosen, checkpoint)
     results = _results(run, chosen, checkpoint, measured.get("test") or {})
-    parts = [
-        f"# {run.config.name}: {chosen.arm}, {checkpoint} checkpoint",
-        usage,
-        f"## Data\n\n{_data(run)}",
-        f"## Model\n\n{_model(run, parameters)}",
-        f"## Training\n\n{_training(run, chosen, checkpoint)}",
-        f"## Results\n\n{_results_text(run, results, measured.get('eligible'))}",
-        f"## Should the reward have been used?\n\n{_verdict(run)}",
-        f"## Limits\n\n{_limits(run)}",
-        f"## How it was made\n\n{_made(run)}",
-    ]
-    of_part = f", {measured['eligible']['items']:,} of its items" if "eligible" in measured else ""
-    return _metadata(run, chosen, checkpoint, results, of_part) + "\n" + "\n\n".join(parts) + "\n"
-
-
-def _metadata(
-    run: RunDirectory, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]], of_part: str
-) -> str:
     content: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["recommendation", "generative-retrieval", "semantic-ids", "adagrpo"],
     }
     if results:
+        of_part = f", {measured['eligible']['items']:,} of its items" if "eligible" in measured else ""
         entry = {
             "task": {"type": "recommendation", "name": "next-item recommendation"},
             "dataset": {"name": f"{run.config.name}{of_part}", "type": run.config.name},
@@ -197,14 +172,46 @@ def _metadata(
             ],
         }
         content["model-index"] = [{"name": f"{run.config.name}-{chosen.arm}-{checkpoint}", "results": [entry]}]
-    return f"---\n{LICENCE}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
-
-
-def _data(run: RunDirectory) -> str:
     summary = find_content(run, "prepare", "summary.json") or {}
-    names = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
-    rows = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in names if name in summary)
-    return to_markdown(Table.of(("data", "number"), rows))
+    counts = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
+    data = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in counts if name in summary)
+    simulated = "- The data are simulated; the numbers say nothing about a real shop.\n"
+    return f"""---
+{LICENCE}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---
+
+# {run.config.name}: {chosen.arm}, {checkpoint} checkpoint
+
+{usage}
+
+## Data
+
+{to_markdown(Table.of(("data", "number"), data))}
+
+## Model
+
+{_model(run, parameters)}
+
+## Training
+
+{_training(run, chosen, checkpoint)}
+
+## Results
+
+{_results_text(run, results, measured.get("eligible"))}
+
+## Should the reward have been used?
+
+{_verdict(run)}
+
+## Limits
+
+{simulated if run.config.data.marketplace else ""}{LIMITS}
+
+## How it was made
+
+Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{config_hash(run.config)}`.
+The configuration itself is in run.yaml of the run. Before you publish, add a licence and a contact here.
+"""
 
 
 def _model(run: RunDirectory, parameters: int) -> str:
@@ -264,11 +271,11 @@ def _results(
 
 
 def _measured(run: RunDirectory, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
-    path = run.find(*evaluation_of(chosen.arm, checkpoint), "metrics.json")
+    parts = evaluation_of(chosen.arm, checkpoint)
+    path = run.find(*parts, "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
         return {}
-    stage = "/".join(evaluation_of(chosen.arm, checkpoint))
-    return read_json(path) if of_these_weights(run, stage, chosen.arm, checkpoint) else {}
+    return read_json(path) if of_these_weights(run, "/".join(parts), chosen.arm, checkpoint) else {}
 
 
 def _results_text(
@@ -306,22 +313,3 @@ def _verdict(run: RunDirectory) -> str:
     advice = [] if decided is None else list_advice(content, decided, run.called)
     told = " ".join([*verdict["sentences"][:2], *advice])
     return f"`adagrpo diagnose` said **{verdict['decision'].replace('_', ' ')}**. {told}"
-
-
-def _limits(run: RunDirectory) -> str:
-    simulated = "- The data are simulated; the numbers say nothing about a real shop.\n"
-    return (
-        f"{simulated if run.config.data.marketplace else ''}"
-        "- It knows the items of its catalogue and no other; a new item needs codes, and training that has seen them.\n"
-        "- It learned from logs, so it repeats what was shown and bought there; a group that is rare in them is served"
-        " worse.\n"
-        "- Offline metrics reward the item that was logged next. What users would make of others they do not say.\n"
-        "- Unconstrained generation can write invalid Semantic IDs; use the prefix function of this folder."
-    )
-
-
-def _made(run: RunDirectory) -> str:
-    return (
-        f"Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{config_hash(run.config)}`.\n"
-        "The configuration itself is in run.yaml of the run. Before you publish, add a licence and a contact here."
-    )

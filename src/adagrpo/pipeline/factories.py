@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, assert_never, cast, runtime_checkable
@@ -13,19 +13,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
+from adagrpo import rewards
 from adagrpo.config import FitConfig
-from adagrpo.config.reward import (
-    CallableOptions,
-    FactoryOptions,
-    FeatureOptions,
-    HttpOptions,
-    LambdaRankOptions,
-    ModelFileOptions,
-    NoiseOptions,
-    RewardOptions,
-    SequentialOptions,
-    WeightedOptions,
-)
+from adagrpo.config import reward as kinds
+from adagrpo.config.reward import RewardOptions
 from adagrpo.data.logs.items import read_columns
 from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
@@ -37,20 +28,7 @@ from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
 from adagrpo.policies.kinds import PolicyModule, PolicySpec, policy_kind
-from adagrpo.rewards import (
-    BoostedReward,
-    CallableReward,
-    FeatureReward,
-    HttpReward,
-    NoiseReward,
-    Reward,
-    Tables,
-    WeightedReward,
-    ask_reward,
-    load_function,
-    load_model,
-    module_files,
-)
+from adagrpo.rewards import Reward, Tables, ask_reward
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.protocol import CrossFitted
 from adagrpo.rewards.sequential import SequentialRanker
@@ -62,14 +40,8 @@ from adagrpo.types import Cases, Ragged
 
 REWARD_WEIGHTS, FIRST_LOOK = "reranking:weight.json", "reward:reward.json"
 RANKER, TREES = "ranker:best/model.safetensors", "ranker/lambdarank:model.txt"
-PROBED = (
-    "callable",
-    "factory",
-    "http",
-    "lightgbm",
-    "xgboost",
-    "catboost",
-)  # kinds whose files do not fully determine their scores
+# kinds whose files do not fully determine their scores
+PROBED = ("callable", "factory", "http", "lightgbm", "xgboost", "catboost")
 
 
 class RewardWeights(NamedTuple):
@@ -176,12 +148,17 @@ class Models:
         if not options.in_list_stds:
             return self.reward_of(options)
         content = self.run.content("reranking", "weight.json")
-        return WeightedReward(self.members(), [1 / spread for spread in content["members"]])
+        return rewards.WeightedReward(self.members(), [1 / spread for spread in content["members"]])
+
+    @property
+    def parts(self) -> Sequence[RewardOptions]:
+        """The options of the reward's members, one unless it is a sum."""
+        options = self.config.reward
+        return options.parts if isinstance(options, kinds.WeightedOptions) else (options,)
 
     def members(self) -> list[Reward]:
-        """Return the reward's members, one unless it is a sum."""
-        options = self.config.reward
-        return [self.reward_of(part) for part in (options.parts if isinstance(options, WeightedOptions) else [options])]
+        """Return the reward's members, one for each of `parts`."""
+        return [self.reward_of(part) for part in self.parts]
 
     @property
     def group_reward_files(self) -> list[Read]:
@@ -200,74 +177,71 @@ class Models:
         """Return the files that determine a reward."""
         run, own = self.run, list[Read]()
         match options:
-            case SequentialOptions(checkpoint=None):
+            case kinds.SequentialOptions(checkpoint=None):
                 own = [RANKER]
-            case SequentialOptions():
+            case kinds.SequentialOptions():
                 folder = self._checkpoint(options)
                 other = folder.parent.parent / "prepare"  # of `ranker/best` or `final`, if it is of a run
                 both = (other / "items.parquet").is_file() and run.path("prepare", "items.parquet").is_file()
                 if both and not load_item_ids(other).equals(load_item_ids(self.data.prepared)):
-                    what = "is of a run with other items; name one on the same data"
-                    raise UserError(f"reward.checkpoint: {folder} {what}")
+                    raise UserError(
+                        f"reward.checkpoint: {folder} is of a run with other items; name one on the same data"
+                    )
                 own = [read_of(run, folder / "model.safetensors")]
-            case CallableOptions() | FactoryOptions():
-                own = [*module_files(options.function, run.code), *(run.data / name for name in options.files)]
-            case ModelFileOptions():
+            case kinds.CallableOptions() | kinds.FactoryOptions():
+                own = [*rewards.module_files(options.function, run.code), *(run.data / name for name in options.files)]
+            case kinds.ModelFileOptions():
                 own = [run.data / name for name in (options.model, options.users) if name is not None]
                 own += self.data.item_column_files
-            case LambdaRankOptions():
+            case kinds.LambdaRankOptions():
                 own = [TREES]
-            case HttpOptions() | NoiseOptions() | FeatureOptions() | WeightedOptions():
-                pass
-            case _:
-                assert_never(options)
         own += [path for part in options.parts for path in self.files_of(part)]
-        if isinstance(options, ModelFileOptions | LambdaRankOptions | FeatureOptions | FactoryOptions):
-            own += self.data.training_files[:2]  # features are counted in these
+        counted = kinds.ModelFileOptions | kinds.LambdaRankOptions | kinds.FeatureOptions | kinds.FactoryOptions
+        own += self.data.training_files[:2] if isinstance(options, counted) else []  # features are counted in these
         return list(dict.fromkeys(own))
 
     def reward_of(self, options: RewardOptions) -> Reward:
         """Return a reward ready to score."""
         match options:
-            case SequentialOptions():
+            case kinds.SequentialOptions():
                 return self.ranker(self._checkpoint(options))
-            case CallableOptions():
-                return CallableReward(
+            case kinds.CallableOptions():
+                return rewards.CallableReward(
                     options.function,
-                    load_function(options.function, self.run.code),
+                    rewards.load_function(options.function, self.run.code),
                     self.data.item_ids.to_list(),
                     user_ids=self.data.user_ids,
                     shown=lambda: self.data.shown_to_users,
                     training_logs=lambda: self.training_logs,
                 )
-            case HttpOptions():
+            case kinds.HttpOptions():
                 given = options.model_dump(exclude={"kind", "version"})
-                return HttpReward(**given, ids=self.data.item_ids.to_list(), say=self.run.console.note)
-            case ModelFileOptions():
-                model = load_model(self.run.data / options.model)
-                return BoostedReward(model, self.features, self._tables(options), self.data.user_ids)
-            case LambdaRankOptions():
-                return BoostedReward(load_model(place_of(self.run, TREES)), self.ranker_features)
-            case NoiseOptions():
-                return NoiseReward(options.seed)
-            case FeatureOptions():
-                return FeatureReward(self.ranker_features, options.name)
-            case FactoryOptions():
+                return rewards.HttpReward(**given, ids=self.data.item_ids.to_list(), say=self.run.console.note)
+            case kinds.ModelFileOptions():
+                model = rewards.load_model(self.run.data / options.model)
+                return rewards.BoostedReward(model, self.features, self._tables(options), self.data.user_ids)
+            case kinds.LambdaRankOptions():
+                return rewards.BoostedReward(rewards.load_model(place_of(self.run, TREES)), self.ranker_features)
+            case kinds.NoiseOptions():
+                return rewards.NoiseReward(options.seed)
+            case kinds.FeatureOptions():
+                return rewards.FeatureReward(self.ranker_features, options.name)
+            case kinds.FactoryOptions():
                 members = [self.reward_of(part) for part in options.parts]
-                made: Reward = load_function(options.function, self.run.code)(self, members, **options.options)
+                made: Reward = rewards.load_function(options.function, self.run.code)(self, members, **options.options)
                 return made
-            case WeightedOptions():
+            case kinds.WeightedOptions():
                 if options.weights is None:
                     raise UserError("reward: a sum that is a member of another reward, or stands alone, needs weights")
-                return WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
+                return rewards.WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
             case _:
                 assert_never(options)
 
-    def _checkpoint(self, options: SequentialOptions) -> Path:
+    def _checkpoint(self, options: kinds.SequentialOptions) -> Path:
         own = options.checkpoint is None
         return self.run.path("ranker", "best") if own else self.run.data / str(options.checkpoint)
 
-    def _tables(self, options: ModelFileOptions) -> Tables:
+    def _tables(self, options: kinds.ModelFileOptions) -> Tables:
         described, items = self.config.data.items, self.data.version.item_columns
         item_file = "items.parquet" if described is None else Path(described.path).name
         if not items.columns:  # the run has no item table, or is of an earlier version
@@ -292,9 +266,8 @@ class Models:
         return self._features(emptied(self.data.training, withheld)) if withheld.any() else self.features
 
     def _features(self, training: Ragged) -> Features:
-        items = self.data.items
-        attributes, texts = items["attributes"].to_list(), items["text"].to_list()
-        return Features(training, attributes, texts, first=self.data.version.trained)
+        columns = (self.data.items[name].to_list() for name in ("attributes", "text"))
+        return Features(training, *columns, first=self.data.version.trained)
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
         """Return the order of training batches."""
@@ -323,9 +296,9 @@ class Models:
         items: NDArray[np.int64],  # (N, W)
     ) -> NDArray[np.float32]:  # (N, W)
         """Score the lists of `N` cases; NaN where the item is -1."""
-        scores, options = np.full(items.shape, np.nan, dtype=np.float32), self.config
-        parts = batches(cases, options.evaluation.batch_size, options.max_history, self.data.device)
-        for rows, histories in parts:
+        scores = np.full(items.shape, np.nan, dtype=np.float32)
+        size, most = self.config.evaluation.batch_size, self.config.max_history
+        for rows, histories in batches(cases, size, most, self.data.device):
             ranked = torch.from_numpy(items[rows]).to(self.data.device)
             scores[rows] = ask_reward(reward, histories, ranked).cpu().numpy()
         return scores

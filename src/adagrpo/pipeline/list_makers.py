@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 from scipy import sparse
-from torch import Tensor
 
 from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions, WeightedOptions, reward_name
@@ -134,7 +133,10 @@ class ListMaker:
     def fusion(self, name: ListName, fitted: FittedWeights | None = None) -> Fusion:
         """Return a fused list's `Fusion`, of its `fused_sources`."""
         sources = {kind: self.source(kind) for kind in self.fused_sources(fitted)}
-        rewards = self.reward_features if self.asks_reward(name) else []
+        options, rewards = self.models.config.reward, list[str]()
+        if self.asks_reward(name):
+            parts = enumerate(options.parts, 1) if isinstance(options, WeightedOptions) else ()
+            rewards = [_member_title(number, part) for number, part in parts] or [REWARD]
         return Fusion(sources, rewards, self.models.config.evaluation.beam_width, fitted)
 
     def fused_sources(self, fitted: FittedWeights | None) -> list[str]:
@@ -143,14 +145,6 @@ class ListMaker:
         if fitted is None:
             return there
         return [kind for kind in there if not SOURCES[kind].optional or any(kind in one.weights for one in fitted)]
-
-    @property
-    def reward_features(self) -> list[str]:
-        """Reward features of a fused list, one per member of a sum."""
-        options = self.models.config.reward
-        if not isinstance(options, WeightedOptions):
-            return [REWARD]
-        return [_member_title(number, part) for number, part in enumerate(options.parts, 1)]
 
     def fitted(self, name: ListName) -> FittedWeights:
         """Return a fused list's weights."""
@@ -245,10 +239,6 @@ class ListKind:
     asks_reward: Callable[[RewardOptions], bool] = lambda options: False
 
 
-def _always(options: RewardOptions) -> bool:
-    return True
-
-
 def _source_alone(source: str) -> ListKind:
     return ListKind(
         lambda maker, name: [SOURCES[source].needs],
@@ -265,24 +255,19 @@ def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListO
     return ListOrder(reward=reward, reward_weight=weight, within_list_std=known.spread)
 
 
-def _re_ranked_files(maker: ListMaker, name: ListName) -> list[Read]:
-    return [REWARD_WEIGHTS, *maker._own_weight(name)]
-
-
-def _fused_files(maker: ListMaker, name: ListName) -> list[Read]:
-    fitted = [f"{FUSE}/{name.policy or START}:{file}" for file in (WEIGHTS, CORRECTIONS)]
-    return [*(file for source in fused(maker.models.config) for file in files_of_source(source)), *fitted]
-
-
 def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:
     def needs(maker: ListMaker, name: ListName) -> list[str]:
         rows = [SOURCES[source] for source in reversed(maker.fused_sources(maker.fitted(name)))]
         return ["the policy", *dict.fromkeys(row.needs for row in rows if row.stage or row.past)]
 
+    def files(maker: ListMaker, name: ListName) -> list[Read]:
+        fitted = [f"{FUSE}/{name.policy or START}:{file}" for file in (WEIGHTS, CORRECTIONS)]
+        return [*(file for source in fused(maker.models.config) for file in files_of_source(source)), *fitted]
+
     return ListKind(
         needs,
         lambda maker, name, reward: ListOrder(reward=reward, fusion=maker.fusion(name, maker.fitted(name))),
-        _fused_files,
+        files,
         asks_reward,
     )
 
@@ -298,11 +283,16 @@ KINDS: Mapping[str, ListKind] = {
     REWARD: ListKind(
         lambda maker, name: (),
         lambda maker, name, reward: ListOrder(reward=reward, reward_alone=True),
-        asks_reward=_always,
+        asks_reward=lambda options: True,
     ),
     "policy": ListKind(lambda maker, name: ["the policy"], lambda maker, name, reward: ListOrder()),
     FUSE_WITHOUT_REWARD: _fused(lambda options: False),
-    RERANK: ListKind(lambda maker, name: ["the policy"], _re_ranked, _re_ranked_files, _always),
+    RERANK: ListKind(
+        lambda maker, name: ["the policy"],
+        _re_ranked,
+        lambda maker, name: [REWARD_WEIGHTS, *maker._own_weight(name)],
+        lambda options: True,
+    ),
     FUSE: _fused(lambda options: options != SequentialOptions()),  # the ranker is a source
 }
 
@@ -327,18 +317,10 @@ def rewards_alone(options: RewardOptions) -> dict[str, RewardOptions]:
 
 def contenders(config: Config, arms: Sequence[str]) -> list[str]:
     """Return the lists, simplest to serve first."""
-    reward = config.reward
-    start = [RERANK, FUSE] if reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
     stored = [] if config.decide.control is None else [CONTROL]
-    return [
-        *stored,
-        *listed(config),
-        *rewards_alone(reward),
-        START,
-        *arms,
-        *start,
-        *(str(ListName(arm, FUSE)) for arm in arms),
-    ]
+    start = [RERANK, FUSE] if config.reward == SequentialOptions() else [FUSE_WITHOUT_REWARD, RERANK, FUSE]
+    fused_arms = (str(ListName(arm, FUSE)) for arm in arms)
+    return [*stored, *listed(config), *rewards_alone(config.reward), START, *arms, *start, *fused_arms]
 
 
 def reward_title(options: RewardOptions, name: str) -> str:
@@ -363,9 +345,11 @@ class Lists(NamedTuple):
     scores: NDArray[np.float32]  # (N, W)
 
 
-def batches_of(served: Recommender, data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], list[Query]]]:
-    """Yield row indices and queries, in batches of similar length."""
-    eligible, size = data.eligible, data.config.evaluation.batch_size
+def batches_of(
+    served: Recommender, data: RunData, cases: Cases, of: RunData | None = None
+) -> Iterator[tuple[NDArray[np.int64], list[Query]]]:
+    """Yield row indices and queries, in batches of similar length; `of` is the list's run, if not the cases'."""
+    eligible, size = (of or data).eligible, data.config.evaluation.batch_size
     order = np.argsort(-np.minimum(cases.histories.lengths, served.max_history), kind="stable")
     for first in range(0, len(order), size):
         rows = order[first : first + size]
@@ -379,35 +363,28 @@ def lists_of(
     report: Callable[[int, int], None] = lambda done, total: None,
     *,
     now: float | None = None,
+    of: RunData | None = None,
 ) -> Lists:
     """Return the served list of each case; `now`, in days since 1970, is the time of all, if given."""
-    found = Lists(
-        np.full((len(cases), served.width), -1, dtype=np.int64),
-        np.full((len(cases), served.width), -np.inf, dtype=np.float32),
-    )
+    items = np.full((len(cases), served.width), -1, dtype=np.int64)
+    scores = np.full((len(cases), served.width), -np.inf, dtype=np.float32)
     done = 0
-    for rows, queries in batches_of(served, data, cases):
+    for rows, queries in batches_of(served, data, cases, of):
         if now is not None:
             queries = [query._replace(now=now) for query in queries]
         for row, answer in zip(rows, served.recommend(queries), strict=True):
-            found.items[row, : len(answer.items)] = served.known(answer.items)[0]
-            found.scores[row, : len(answer.items)] = answer.scores
+            items[row, : len(answer.items)] = served.known(answer.items)[0]
+            scores[row, : len(answer.items)] = answer.scores
         done += len(rows)
         report(done, len(cases))
-    return found
+    return Lists(items, scores)
 
 
 def save_fitted(fitted: sparse.csr_array | Arrays, path: Path) -> None:
     """Write a source's sparse (V, V) matrix or its arrays."""
-    parts = (
-        dict(fitted)
-        if isinstance(fitted, Mapping)
-        else {
-            "similarities": fitted.data,
-            "items": fitted.indices.astype(np.int32),
-            "offsets": fitted.indptr.astype(np.int64),
-        }
-    )
+    parts: dict[str, Any] = dict(fitted) if isinstance(fitted, Mapping) else {"similarities": fitted.data}
+    if not isinstance(fitted, Mapping):
+        parts |= {"items": fitted.indices.astype(np.int32), "offsets": fitted.indptr.astype(np.int64)}
     with naming(path.parent):
         save_file(parts, path)
 
@@ -421,10 +398,12 @@ def load_matrix(path: Path) -> sparse.csr_array:
 
 def save_corrections(fitted: Mapping[str, Weights], path: Path) -> None:
     """Write the networks of fused lists that have one, by order."""
-    parts: dict[str, Tensor] = {}
-    for order, weights in fitted.items():
-        if weights.correction is not None:
-            parts |= {f"{order}/{name}": value.clone() for name, value in weights.correction.state_dict().items()}
+    parts = {
+        f"{order}/{name}": value.clone()
+        for order, weights in fitted.items()
+        if weights.correction is not None
+        for name, value in weights.correction.state_dict().items()
+    }
     with naming(path.parent):
         save_torch_file(parts, path)
 

@@ -1,8 +1,4 @@
-"""Parts of the lists of a user file.
-
-    OUT/part-00000.parquet      a row per row of the file, in its order: user_id, items, scores, best first;
-                                with `popular` source, with `explain` reasons
-    OUT/manifest.json           rows, size and sha256 of each part
+"""Parts of the lists of a user file, OUT/part-00000.parquet and so on: a row per row of the file, in its order.
 
 Parts are renamed when complete, so any process may make any part, even twice.
 """
@@ -12,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 from numpy.typing import NDArray
@@ -34,35 +31,13 @@ from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
 
 DAY = 86_400.0  # seconds
-FACTS = "adagrpo"  # metadata key of a part
+FACTS = "adagrpo"  # metadata key of a part: fingerprint of the lists' inputs, first row in the user file, and counts
 COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", "popular_lists")
-
-
-class Facts(NamedTuple):
-    """Metadata of a part."""
-
-    fingerprint: str  # of the lists' inputs
-    first_row: int  # in the user file, from 0
-    users: int  # rows
-    users_without_a_list: int = 0
-    unknown_users: int = 0  # not in the logs
-    unknown_item_ids: int = 0  # in histories
-    popular_lists: int = 0
 
 
 def part_path(out: Path, number: int) -> Path:
     """Return the path of a part."""
     return out / f"part-{number:05d}.parquet"
-
-
-def facts_of(path: Path) -> Facts | None:
-    """Read a part's metadata; None if missing or unreadable."""
-    if not path.is_file():
-        return None
-    try:
-        return Facts(**json.loads(pl.read_parquet_metadata(path)[FACTS]))
-    except (pl.exceptions.PolarsError, OSError, KeyError, ValueError, TypeError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -88,42 +63,42 @@ class Wanted:
     explain: bool
     kept: frozenset[str]  # names of existing, unchanged parts
 
-    def facts(self, number: int) -> Facts | None:
-        """Return a part's metadata; None unless it matches this request."""
-        found = facts_of(part_path(self.out, number))
-        wanted = (self.fingerprint, number * self.part_users)
-        return found if found is not None and (found.fingerprint, found.first_row) == wanted else None
+    def facts(self, number: int) -> dict[str, Any] | None:
+        """Return a part's metadata; None if it is missing, unreadable, or not of this request."""
+        try:
+            found = dict(json.loads(pl.read_parquet_metadata(part_path(self.out, number))[FACTS]))
+            mine = (found["fingerprint"], found["first_row"]) == (self.fingerprint, number * self.part_users)
+        except (pl.exceptions.PolarsError, OSError, KeyError, ValueError, TypeError):
+            return None
+        return found if mine else None
 
     def worker(
         self, loaded: tuple[RunDirectory, Recommender] | None = None
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Return the function that makes a part; loads the recommender unless given."""
-        return _Answering(self, *(loaded or self._load())).make
-
-    def _load(self) -> tuple[RunDirectory, Recommender]:
-        run = self.kind.open(self.run, self.overrides)
-        asked, found = self.asked, answering(run, self.asked)
+        if loaded is not None:
+            return _Answering(self, *loaded).make
+        run, asked = self.kind.open(self.run, self.overrides), self.asked
+        found = answering(run, asked)
         if hash_of(found.run, found.chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{found.chosen.weights}: other weights than when the command began; carry it out again")
         if list_read(found.run, found.name, asked.reward_weight, asked.checkpoint) != self.reward:
             raise UserError("reward: another one than when the command began; carry it out again")
-        return run, recommender(run, asked)[0]
+        return _Answering(self, run, recommender(run, asked)[0]).make
 
 
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Yield a task per part, with its rows unless it exists, then the totals `{"parts": ..., "rows": ...}`."""
     user, history = wanted.columns
-    integers, number, rows = False, 0, 0
-    parts = read_histories(wanted.users, wanted.part_users, user=user, history=history)
-    for number, part in enumerate(parts):
-        if number == 0:
-            integers = _are_integers(part.users)
-        rows += len(part.users)
-        task: dict[str, Any] = {"number": number, "first_row": rows - len(part.users), "rows": len(part.users)}
-        if part_path(wanted.out, number).name not in wanted.kept:
+    integers, parts, rows = False, 0, 0
+    for part in read_histories(wanted.users, wanted.part_users, user=user, history=history):
+        integers = integers if parts else _are_integers(part.users)
+        task: dict[str, Any] = {"number": parts, "first_row": rows, "rows": len(part.users)}
+        if part_path(wanted.out, parts).name not in wanted.kept:
             task |= {"users": part.users, "histories": part.histories, "integers": integers}
+        parts, rows = parts + 1, rows + len(part.users)
         yield task
-    yield {"parts": number + 1 if rows else 0, "rows": rows}
+    yield {"parts": parts, "rows": rows}
 
 
 def _are_integers(users: Sequence[ItemId]) -> bool:
@@ -136,9 +111,7 @@ class LoggedHistories:
     """Complete logged histories, oldest item first."""
 
     def __init__(self, data: RunData) -> None:
-        self.whole = load_whole(checked_stage(data.run, "prepare"))
-        names = load_user_ids(data.prepared).cast(pl.String).to_list()
-        self.rows = {name: row for row, name in enumerate(names)}
+        self.whole, self.rows = load_whole(checked_stage(data.run, "prepare")), data.user_rows
 
     def of(self, user: ItemId) -> list[int] | None:
         """Return a user's items; None if not in the logs."""
@@ -156,9 +129,7 @@ class LoggedHistories:
         row = self.rows.get(str(user))
         if row is None or values is None:
             return None
-        first, end = self.whole.offsets[row : row + 2]
-        found: list[Any] = values[first:end].tolist()
-        return found
+        return list(values[slice(*self.whole.offsets[row : row + 2])].tolist())
 
     @property
     def now(self) -> float | None:
@@ -173,25 +144,23 @@ class _Answering:
         self.data = RunData(answering(run, wanted.asked).run)
         self.item_type = load_item_ids(self.data.prepared).dtype
         self.integers = load_user_ids(self.data.prepared).dtype == pl.Int64
-        self._logged: LoggedHistories | None = None
+
+    @cached_property
+    def logged(self) -> LoggedHistories:  # read where the user file has no histories
+        return LoggedHistories(self.data)
 
     def make(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Make a part unless it exists; return number, rows and, if made, sha256."""
-        made = {"sha256": self._publish(task)} if "users" in task else {}
-        return {name: value for name, value in task.items() if name in ("number", "rows", "parts")} | made
-
-    def _publish(self, task: dict[str, Any]) -> str:
-        wanted, users = self.wanted, task["users"]
-        histories, unknown_users = task["histories"], 0
+        done = {name: value for name, value in task.items() if name in ("number", "rows", "parts")}
+        if "users" not in task:
+            return done
+        wanted, users, histories, unknown_users = self.wanted, task["users"], task["histories"], 0
         baskets, days, now = None, None, None
         if histories is None:
-            found = [self._of_logs(user) for user in users]
-            assert self._logged is not None
-            baskets = [self._logged.baskets_of(user) for user in users]
-            days, now = [self._logged.days_of(user) for user in users], self._logged.now
+            found = [self.logged.of(user) for user in users]
+            histories = [[self.served.item_ids[item] for item in one or []] for one in found]
             unknown_users = sum(one is None for one in found)
-            histories = [one or [] for one in found]
-        seconds = None if now is None else now * DAY
+            baskets = [self.logged.baskets_of(user) for user in users]
+            days, now = [self.logged.days_of(user) for user in users], self.logged.now
         answers = answer(
             self.served,
             histories,
@@ -200,23 +169,28 @@ class _Answering:
             days=days,
             now=now,
             users=users,
-            time=seconds,
+            time=None if now is None else now * DAY,
             narrowing=self.narrowing,
             popular=wanted.popular,
             explain=wanted.explain,
             batch_size=self.run.config.evaluation.batch_size,
         )
-        facts = Facts(
-            wanted.fingerprint,
-            task["first_row"],
-            len(users),
-            users_without_a_list=sum(not one.items for one in answers),  # also after filters and history
-            unknown_users=unknown_users,
-            unknown_item_ids=sum(len(one.unknown) for one in answers),
-            popular_lists=sum(bool(one.items) and one.source == "popular" for one in answers),
-        )
+        facts = {
+            "fingerprint": wanted.fingerprint,
+            "first_row": task["first_row"],
+            "users": len(users),
+            "users_without_a_list": sum(not one.items for one in answers),  # also after filters and history
+            "unknown_users": unknown_users,  # not in the logs
+            "unknown_item_ids": sum(len(one.unknown) for one in answers),
+            "popular_lists": sum(bool(one.items) and one.source == "popular" for one in answers),
+        }
+        texts = pl.Series(USER_ID, [str(user) for user in users], dtype=pl.String)
+        typed = texts.cast(pl.Int64, strict=False) if task["integers"] and self.integers else texts
+        if typed.null_count():
+            user = texts.filter(typed.is_null())[0]
+            raise UserError(f"{USER_ID} {user!r}: is no whole number as those before it; write all as text")
         columns = [
-            self._users(users, task["integers"] and self.integers),
+            typed,
             pl.Series("items", [one.items for one in answers], dtype=pl.List(self.item_type)),
             pl.Series("scores", [one.scores for one in answers], dtype=pl.List(pl.Float32)),
         ]
@@ -226,18 +200,5 @@ class _Answering:
             told = [[json.dumps(reason, allow_nan=False) for reason in one.reasons or ()] for one in answers]
             columns.append(pl.Series("reasons", told, dtype=pl.List(pl.String)))
         with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as place:
-            pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts._asdict())})
-            return hash_file(place)
-
-    def _users(self, users: Sequence[ItemId], integers: bool) -> pl.Series:
-        texts = pl.Series(USER_ID, [str(user) for user in users], dtype=pl.String)
-        typed = texts.cast(pl.Int64, strict=False) if integers else texts
-        if typed.null_count():
-            row = int(typed.is_null().arg_true()[0])
-            raise UserError(f"{USER_ID} {texts[row]!r}: is no whole number as those before it; write all as text")
-        return typed
-
-    def _of_logs(self, user: ItemId) -> list[ItemId] | None:
-        self._logged = self._logged or LoggedHistories(self.data)
-        items = self._logged.of(user)
-        return None if items is None else [self.served.item_ids[item] for item in items]
+            pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts)})
+            return done | {"sha256": hash_file(place)}

@@ -25,6 +25,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.list_makers import ListMaker, lists_of
+from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.evaluate_list import on_test
@@ -119,9 +120,10 @@ def measure_under_rules(run: RunDirectory, name: str) -> Declaration:
     )
 
 
-def cost_of_rules(run: RunDirectory, name: str, without: Mapping[str, float]) -> dict[str, Any]:
-    """Return a list's test metrics under the rules, and their difference from `without`."""
-    found = run.content(RULES, name, "metrics.json")["test"]
+def cost_of_rules(run: RunDirectory, chosen: str, without: Mapping[str, float]) -> dict[str, Any]:
+    """Measure a list under the rules: its test metrics, and their difference from `without`."""
+    make(run, f"{RULES}/{chosen}", measure_under_rules(run, chosen))
+    found = run.content(RULES, chosen, "metrics.json")["test"]
     kept = {metric: found[metric] for metric in without if metric in found}
     return {"rules": rules_set(run), "test": kept, "change": {key: kept[key] - without[key] for key in kept}}
 

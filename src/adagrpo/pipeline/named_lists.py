@@ -12,7 +12,7 @@ from adagrpo.errors import UserError
 from adagrpo.lists.names import RERANK, START, ListName, parse_list, reward_number
 from adagrpo.networks import Precision
 from adagrpo.pipeline.checks import check, reward_stages
-from adagrpo.pipeline.choose_checkpoint import SHOWN, Checkpoint, Chosen, choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import Checkpoint, Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import (
     RunDirectory,
     command,
@@ -28,14 +28,14 @@ from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.list_makers import ListMaker, contenders, rewards_alone
 from adagrpo.pipeline.outputs import DECIDED, is_stale
-from adagrpo.pipeline.refit import refit_of, why_not_refit
-from adagrpo.pipeline.refreshed import served_refresh
+from adagrpo.pipeline.refit import refit_of, refresh_of, served_refresh, why_not_refit
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.storage.hashes import hash_json
 
 DECISION = "decision.json"  # has `chosen`
+SHOWN = 12  # digits of a sha256 in a version name
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ def answering(run: RunDirectory, asked: ListOptions) -> Answering:
     may_be_refit = not (asked.as_measured or asked.checkpoint != "best" or asked.reward_weight)
     decided = decision_now(run) if may_be_refit and run.config.decide.refit else None
     is_chosen = decided is not None and parse_list(decided["chosen"]) == name
-    refit = refit_of(run)
-    not_refit = why_not_refit(refit, str(name)) if is_chosen else ""
-    fresh, not_fresh = served_refresh(run, str(name)) if is_chosen and not not_refit else (None, "")
-    by_fresh = fresh is not None and asked.catalog in (LATEST, fresh.version.name)
-    version = open_version(run, LATEST if by_fresh else asked.catalog)
+    not_refit = why_not_refit(refit_of(run), str(name)) if is_chosen else ""
+    about, not_fresh = served_refresh(run, str(name)) if is_chosen and not not_refit else (None, "")
+    fresh = None if about is None else CatalogVersion(refresh_of(run, about["number"]), 0)
+    if fresh is not None and asked.catalog not in (LATEST, fresh.name):
+        fresh = None
+    version = open_version(run, asked.catalog if fresh is None else LATEST)
     check_served(run, chosen, version, name, asked.checkpoint)
     if not is_chosen:
         return Answering(run, name, chosen, version)
@@ -89,10 +90,9 @@ def answering(run: RunDirectory, asked: ListOptions) -> Answering:
         again = command(run, "decide")
         said = f"the refit of {name} {not_refit}, so the list is served as measured; run {again}"
         return Answering(run, name, chosen, version, said)
-    if fresh is not None and by_fresh:
-        answers, why = fresh.version, f"refreshed by interactions to {fresh.about['last']}"
-    else:
-        answers, why = CatalogVersion(refit, version.number), "refit on all interactions"
+    answers, why = fresh or CatalogVersion(refit_of(run), version.number), "refit on all interactions"
+    if fresh is not None and about is not None:
+        why = f"refreshed by interactions to {about['last']}"
     weights = answers.run.path(*weights_of(chosen.arm))
     step = read_json(weights / "checkpoint.json")["step"]
     said = f"{not_fresh}, so its refit is served; run {command(run, 'refresh')}" if not_fresh else ""
@@ -104,9 +104,8 @@ def served_list(
 ) -> tuple[ListName, Chosen]:
     """Return the list for a name and a reward weight, and its policy's checkpoint.
 
-    Args:
-        arm: see `adagrpo.lists.names`; None: the decision or, without one or for a checkpoint other than the best, the
-            best arm on validation.
+    Without a name the decision's list or, without one or for a checkpoint other than the best, the best arm on
+    validation.
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
@@ -175,6 +174,6 @@ def list_versions(
     run: RunDirectory, name: ListName, chosen: Chosen, checkpoint: Checkpoint, weight: float, catalog: str
 ) -> dict[str, str]:
     """Return the versions in answers; `model` changes with any part of the list."""
-    versions = chosen._replace(arm=str(name)).versions(run, checkpoint, catalog)
-    read = list_read(run, name, weight, checkpoint)
-    return versions | ({"model": hash_json([versions["model"], read])[:SHOWN]} if read else {})
+    model, read = hash_of(run, chosen.weights / "model.safetensors")[:SHOWN], list_read(run, name, weight, checkpoint)
+    model = hash_json([model, read])[:SHOWN] if read else model
+    return {"model": model, "catalog": catalog, "arm": f"{name}/{checkpoint}"}

@@ -119,10 +119,7 @@ def independence(data: RunData, lists: Iterable[tuple[str, Recommender]]) -> Ind
 
 
 def clicks_of_lists(data: RunData, lists: Iterable[tuple[str, Recommender]], judge: str) -> dict[str, float]:
-    """Return by list the share of its ten places that at most `MOST_USERS` users would click.
-
-    Of what each was shown of his list; places of items that nobody was shown count as not clicked.
-    """
+    """Return by list the share of its first ten that users would click, of what each was shown; else not clicked."""
     shown = _shown(data, judge)
     assert shown is not None
     shown = _some_users(data, shown, np.random.default_rng([data.config.seed, 7]))

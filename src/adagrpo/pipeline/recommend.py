@@ -1,12 +1,7 @@
-"""Batch recommendation: the lists of `adagrpo serve` as Parquet.
+"""Batch recommendation: the lists of `adagrpo serve` as Parquet; summary.json is written last.
 
-    OUT/part-00000.parquet ...  lists, see `adagrpo.pipeline.list_parts`
-    OUT/begun.json              inputs, and the sha256 of each finished part
-    OUT/manifest.json           rows of each part
-    OUT/summary.json            counts and versions; written last
-
-An interrupted command continues with missing or changed parts. Several machines need a shared file system. Without
-`RAY_ADDRESS`, Ray runs on this machine.
+An interrupted command continues with missing or changed parts, by begun.json. Several machines need a shared file
+system. Without `RAY_ADDRESS`, Ray runs on this machine.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -95,10 +89,16 @@ def recommend_users(
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
     inputs |= {"columns": named} if named != (USER_ID, HISTORY) else {}
-    columns_added = {"popular": popular, "explain": explain}
-    fingerprint = hash_json(made_from | inputs | {name: True for name, on in columns_added.items() if on})
+    added = ({"popular": True} if popular else {}) | ({"explain": True} if explain else {})
+    fingerprint = hash_json(made_from | inputs | added)
     with lock_folder(out, "list of recommendations"):
-        begun, finished = _begun(out)
+        begun, finished = None, dict[str, str]()
+        if (out / BEGUN).is_file():
+            try:
+                content = without_hash(read_json(out / BEGUN))
+                begun, finished = str(content["fingerprint"]), dict(content["parts"])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(f"{out / BEGUN}: is not as it was written; --out takes a new folder") from error
         if (out / SUMMARY).is_file() and begun == fingerprint:
             verify(out)
             return read_json(out / SUMMARY) | {"folder": str(out)}
@@ -141,7 +141,17 @@ def recommend_users(
         del served
         parts = _make(run, wanted, worker, ray_actors, finished)
         remove_temporary(out, {TOKEN}, is_marked)  # of killed actors
-        summary = made_from | _publish(wanted, parts, finished)
+        counts, rows = dict.fromkeys(COUNTS, 0), {}
+        for number in range(parts):
+            path, facts = part_path(out, number), wanted.facts(number)
+            if facts is None or hash_file(path) != finished[path.name]:
+                raise UserError(f"{path}: changed after it was finished; the same command makes it again")
+            counts = {name: count + facts[name] for name, count in counts.items()}
+            rows[path.name] = {"first_row": facts["first_row"], "rows": facts["users"]}
+        if not popular:
+            del counts["popular_lists"]
+        seal(out, kind="list of recommendations", fingerprint=fingerprint, files=rows)
+        summary = made_from | counts
         write_json(out / SUMMARY, summary)
     return summary | {"folder": str(out)}
 
@@ -152,18 +162,6 @@ def _user_column(run: RunDirectory, users: Path) -> str:
         return USER_ID
     require(users, [logged], there, "--user-column")
     return logged
-
-
-def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
-    """Return a folder's fingerprint, or None, and the sha256 of its parts."""
-    path = out / BEGUN
-    if not path.is_file():
-        return None, {}
-    try:
-        content = without_hash(read_json(path))
-        return str(content["fingerprint"]), dict(content["parts"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: is not as it was written; --out takes a new folder") from error
 
 
 def _note_finished(out: Path, fingerprint: str, finished: Mapping[str, str]) -> None:
@@ -191,38 +189,23 @@ def _make(
     return parts
 
 
-def _publish(wanted: Wanted, parts: int, finished: Mapping[str, str]) -> dict[str, int]:
-    counts, rows = dict.fromkeys(COUNTS, 0), {}
-    for number in range(parts):
-        path, facts = part_path(wanted.out, number), wanted.facts(number)
-        if facts is None or hash_file(path) != finished[path.name]:
-            raise UserError(f"{path}: changed after it was finished; the same command makes it again")
-        counts = {name: count + getattr(facts, name) for name, count in counts.items()}
-        rows[path.name] = {"first_row": facts.first_row, "rows": facts.users}
-    if not wanted.popular:
-        del counts["popular_lists"]
-    seal(wanted.out, kind="list of recommendations", fingerprint=wanted.fingerprint, files=rows)
-    return counts
-
-
 TASK, ANSWER, REFUSED = "task", "answer", "refused"
 
 
 def each_on_ray(
     tasks: Callable[[], Iterator[Any]], worker: Callable[[], Callable[[Any], Any]], actors: int
 ) -> Iterator[Any]:
-    """Yield task results in order of completion.
-
-    Args:
-        tasks: called in a Ray task; yields JSON-able tasks.
-        worker: called once per actor; returns the function that runs a task.
-    """
+    """Yield results of JSON-able tasks in order of completion; each actor calls `worker` once for what runs a task."""
     if find_spec("ray") is None:
         raise UserError(f"--ray needs the extra ray: {install('ray')}")
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    with _running(actors):
+    if not (running := ray.is_initialized()):
+        # "local": a new instance, even if another Ray runs here, which would refuse a number of CPUs
+        alone = {"address": "local", "num_cpus": actors + 1, "include_dashboard": False, "logging_level": "error"}
+        ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else alone))
+    try:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # one task per block, since a block goes to one actor
@@ -236,6 +219,9 @@ def each_on_ray(
             if row[REFUSED]:
                 raise UserError(row[REFUSED])
             yield json.loads(row[ANSWER])
+    finally:
+        if not running:
+            ray.shutdown()
 
 
 def _stream(tasks: Callable[[], Iterator[Any]]) -> Any:
@@ -274,22 +260,3 @@ class _Actor:
         except UserError as error:
             return {ANSWER: ["null"], REFUSED: [str(error)]}
         return {ANSWER: [json.dumps(one) for one in done], REFUSED: [""] * len(done)}
-
-
-@contextmanager
-def _running(actors: int) -> Iterator[None]:
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    else:
-        # "local": a new instance, even if another Ray runs here, which would refuse a number of CPUs
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-        ray.init(address="local", num_cpus=actors + 1, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()

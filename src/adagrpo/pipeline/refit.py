@@ -1,33 +1,44 @@
-"""RUN/refit: the list that `decide` chose, its parts fitted once more on all interactions.
+"""RUN/refit and RUN/refresh: the list that `decide` chose, its parts fitted once more on all interactions.
 
-A run inside the run: its `prepare` has every interaction in training and no case; each fit takes as many epochs as
-validation found best in the run's own fit of the stage. Everything else is read from the run itself: Semantic IDs,
-versions of the catalogue, the weights of fused lists and of rewards.
+A run inside the run, without cases; each fit takes as many epochs as validation found best in the run's own. All else
+is read from the run. RUN/refresh/served.json names the refresh to serve, 0 for the refit, and the last finished one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, Literal
 
 from adagrpo.errors import UserError
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START, parse_list
 from adagrpo.lists.table import SOURCES, fused
-from adagrpo.pipeline.directory import REFIT, RunDirectory
+from adagrpo.pipeline.directory import REFIT, REFRESH, RunDirectory, hash_of
 from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import read_events
+from adagrpo.pipeline.files import CatalogVersion, RunData
+from adagrpo.pipeline.json_files import read_events, read_json
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import RUN, Declare, sources_of
 from adagrpo.pipeline.staleness import states_of
-from adagrpo.storage.writing import MANIFEST
+from adagrpo.pipeline.versions import open_version
+from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.writing import MANIFEST, write_file
+
+SERVED, ABOUT = "served.json", "refresh.json"  # of RUN/refresh, and of a refresh
 
 
 def refit_of(run: RunDirectory) -> RunDirectory:
     """Return the directory of a run's refit, perhaps missing."""
-    refit = type(run)(run.directory / REFIT, run.config, run.data, run.console, run.code, measured=run)
-    refit.called, refit.described, refit.overrides = run.called, run.described, run.overrides  # of messages
-    return refit
+    return run_within(run, run.directory / REFIT)
+
+
+def run_within(run: RunDirectory, folder: Path, begun: RunDirectory | None = None) -> RunDirectory:
+    """Return a run inside a run that reads all else from it; `begun` is the fit it goes on from."""
+    made = type(run)(folder, run.config, run.data, run.console, run.code, measured=run, begun=begun)
+    made.called, made.described, made.overrides = run.called, run.described, run.overrides  # of messages
+    return made
 
 
 def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
@@ -73,3 +84,48 @@ def fitted_stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
         if name in wanted:
             wanted.update(sources_of(fitted[name](refit).reads))
     return {name: declare for name, declare in fitted.items() if name in wanted}
+
+
+def refresh_of(run: RunDirectory, number: int, which: Literal["list", "trial"] = "list") -> RunDirectory:
+    """Return a refresh's directory, perhaps missing; `trial` is fitted without the rows of the comparison."""
+    return run_within(run, run.directory / REFRESH / f"{number:04d}" / which, refit_of(run))
+
+
+def refreshes(run: RunDirectory) -> tuple[int, int]:
+    """Return the numbers of the refresh to serve, 0 for the refit, and the last finished one."""
+    path = run.directory / REFRESH / SERVED
+    content = read_json(path) if path.is_file() else {"number": 0, "last": 0}
+    return int(content["number"]), int(content["last"])
+
+
+def serve_refresh(run: RunDirectory, number: int, last: int) -> None:
+    """Serve another refresh from now on, 0 for the refit; `last` is finished."""
+    write_file(run.directory / REFRESH / SERVED, json.dumps({"number": number, "last": last}) + "\n")
+
+
+def about_refresh(run: RunDirectory, number: int) -> dict[str, Any]:
+    """Return the content of a finished refresh's refresh.json."""
+    return read_json(run.directory / REFRESH / f"{number:04d}" / ABOUT)
+
+
+def decided_by(run: RunDirectory, chosen: str) -> str:
+    """Return the hash of what a refresh is of: the list and its fits."""
+    refit = refit_of(run)
+    files = [file for file in ListMaker(Models(RunData(refit))).files(parse_list(chosen)) if isinstance(file, str)]
+    fits = {
+        name: (manifest(refit.path(*name.split("/"))) or {})["fingerprint"] for name in fitted_stages(refit, chosen)
+    }
+    return hash_json([chosen, fits, {file: hash_of(refit, file) for file in [*files, *CatalogVersion(run, 0).files]}])
+
+
+def served_refresh(run: RunDirectory, chosen: str) -> tuple[dict[str, Any] | None, str]:
+    """Return refresh.json of the refresh that answers, None for the refit, and why not the one that should."""
+    number, _ = refreshes(run)
+    if not number:
+        return None, ""
+    about = about_refresh(run, number)
+    if about["of"] != decided_by(run, chosen):
+        return None, f"refresh {number} is of an earlier decision"
+    if about["catalog"] != open_version(run).name:
+        return None, f"refresh {number} is of version {about['catalog']} of the catalogue, which is not the latest"
+    return about, ""

@@ -1,26 +1,24 @@
 """`adagrpo refresh`: take newer rows into the served list, if it is not worse with them.
 
 1. All rows so far are prepared, items keeping their numbers (`RUN/refresh/NNNN/list/prepare`).
-2. Of the rows that the served list has not seen, by time, the newer half are cases. What the list is made of is fitted
-   on all rows before them (`trial`): counts anew, weights from those of the served list, for `GOING_ON` of the epochs
-   of the refit. Both lists answer each user's first interaction of the newer half, with the same history.
+2. Of the rows that the served list has not seen, the newer half are cases. What the list is made of is fitted on all
+   rows before them (`trial`), weights from those of the served list, for `GOING_ON` of the epochs of the refit. Both
+   lists answer each user's first interaction of the newer half.
 3. The served list stays if the other's NDCG@10 is lower by more than `decide.margin` of its own and the 95 % interval
    of the difference is below zero; or with fewer than `FEWEST` cases. The rows are kept all the same.
 4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
 
-Impressions, if the run has them, are kept and taken in the same way; cases are then weighted by
-`decide.exposure_power`, by default 1/√impressions.
-
-An item that the list has not been admitted to hold waits until it has `m` interactions. `m` is that of `LEAST` with the
-highest NDCG@10 on the cases, where the items that then had waited take the places of others; none, where no `m` is
-above leaving all of them out.
+Impressions are kept and taken in the same way; cases are then weighted by `decide.exposure_power`. An item that the
+list has not been admitted to hold waits until it has `m` interactions, that of `LEAST` with the highest NDCG@10 on the
+cases if items wait until then; none, where no `m` is above leaving all of them out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,11 +33,10 @@ from adagrpo.data.logs.formats import columns_of
 from adagrpo.data.logs.interactions import Logs, Refusals, with_impressions
 from adagrpo.data.logs.log_fields import UNITS, moment
 from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
-from adagrpo.errors import UserError
+from adagrpo.errors import UserError, first_of
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
 from adagrpo.evaluation.reranking import case_weights
 from adagrpo.evaluation.statistics import all_pairs
-from adagrpo.lists.names import ListName
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
@@ -47,19 +44,10 @@ from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, p
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import write_json
-from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import Answering, ListOptions, answering, decision_now
-from adagrpo.pipeline.refit import fitted_stages
-from adagrpo.pipeline.refreshed import (
-    ABOUT,
-    decided_by,
-    of_rows,
-    open_refresh,
-    refresh_of,
-    refreshes,
-    serve_refresh,
-)
+from adagrpo.pipeline.refit import ABOUT, about_refresh, decided_by, fitted_stages, refresh_of, refreshes, serve_refresh
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
@@ -67,7 +55,7 @@ from adagrpo.pipeline.versions import open_version
 from adagrpo.semantic_ids import Catalog, language_vectors
 from adagrpo.semantic_ids.placement import seen_together
 from adagrpo.storage.writing import remove
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Ragged
 
 TOP = 10
 FEWEST, MOST = 30, 4_000  # cases of a comparison: with fewer the served list stays, more are sampled
@@ -93,35 +81,51 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
     """
     started = time.monotonic()
     with locked(run):
-        old = _served(run)
+        if not run.config.decide.refit or decision_now(run) is None:
+            raise UserError(
+                f"{REFRESH}: goes on from the refit of the list that decide chose, and there is none; run"
+                f" {command(run, 'decide')}"
+            )
+        old = answering(run, ListOptions())
+        if not old.refit:
+            raise UserError(f"{REFRESH}: {old.note}")
+        if run.config.data.exposures is not None:
+            raise UserError(
+                f"{REFRESH}: {run.called} reads what a service showed, and rows of files cannot be added to that;"
+                " decide again with all logs"
+            )
         served, last = refreshes(run)
         served = 0 if old.run.begun is None else served
         of, number = decided_by(run, str(old.name)), last + 1
-        goes_on = last > 0 and open_refresh(run, last).about["of"] == of  # else its rows are of other logs
+        goes_on = last > 0 and about_refresh(run, last)["of"] == of  # else its rows are of other logs
         known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
         found = _with_new_rows(run, logs, known)
         run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
         whole, trial = refresh_of(run, number), refresh_of(run, number, "trial")
         old.run.catalog = old.version.number
         trial.begun, whole.begun = old.run, trial
-        waiting = open_refresh(run, served).about["waiting"] if served else []
+        waiting = about_refresh(run, served)["waiting"] if served else []
         data, start, items_before = _numbered(run, old, found)
         reads = [*logs, known, *(path for path in [known.with_name(SHOWN)] if path.is_file())]
         lengths = np.bincount(data.interactions[USER].to_numpy(), minlength=len(data.users))
         make(whole, "prepare", _prepared(whole, data, splits.everything(lengths), reads, {}, found))
-        split = _cut(run, data, lengths, start)
+        offsets, times = np.append(0, lengths.cumsum()).astype(np.int64), data.interactions[TIMESTAMP].to_numpy()
+        split = splits.temporal(times, offsets, validation_from=start, test_from=np.inf)
+        if run.config.data.split.baskets:
+            split = splits.with_baskets(split, data.interactions[BASKET].to_numpy(), offsets)
+        split = dataclasses.replace(split, trained_before=None)
         shown = None if data.impressions is None else data.impressions.filter(pl.col(ITEM) < items_before)
         seen = dataclasses.replace(data, items=data.items.head(items_before), impressions=shown)
         make(trial, "prepare", _prepared(trial, seen, split, reads, {"from": start}))
         make(trial, "tokenize", _placed(run, trial, old.version, waiting, 0))
-        _fit(run, trial, str(old.name))
+        _fit(trial, str(old.name))
         compared = _compare(run, old, trial, waiting)
         about = {"number": number, "before": served, "of": of, "catalog": open_version(run).name, **found.about}
         about |= {"list": str(old.name), "cases_from": _said(start, found.unit), **compared, "waiting": waiting}
         if compared["takes_over"]:
             base = CatalogVersion(trial, 0)
             make(whole, "tokenize", _placed(run, whole, base, waiting, compared["least"], old.version))
-            _fit(run, whole, str(old.name))
+            _fit(whole, str(old.name))
             candidates = _candidates(whole, len(old.version.items), waiting)
             listed = CatalogVersion(whole, 0).codes.listed.numpy()
             names = load_items(whole.path("prepare"))[ITEM_ID].to_list()
@@ -131,7 +135,7 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         write_json(run.directory / REFRESH / f"{number:04d}" / ABOUT, about)
         now = number if compared["takes_over"] else served
         serve_refresh(run, now, number)
-        kept = {number, now, open_refresh(run, now).about["before"] if now else 0}
+        kept = {number, now, about_refresh(run, now)["before"] if now else 0}
         for folder in (run.directory / REFRESH).glob("[0-9]*"):
             if int(folder.name) not in kept:
                 remove(folder, lambda name: True)
@@ -144,28 +148,47 @@ def serve_before(run: RunDirectory) -> dict[str, Any]:
         number, last = refreshes(run)
         if not number:
             raise UserError(f"{run.called}: serves no refresh, so there is none to go back from")
-        before = int(open_refresh(run, number).about["before"])
+        before = int(about_refresh(run, number)["before"])
         if before and not (run.directory / REFRESH / f"{before:04d}" / ABOUT).is_file():
             raise UserError(f"{run.called}: refresh {before}, served before {number}, is not kept any more")
         serve_refresh(run, before, last)
     return {"number": before, "instead_of": number}
 
 
-def _served(run: RunDirectory) -> Answering:
-    if not run.config.decide.refit or decision_now(run) is None:
-        again = command(run, "decide")
-        raise UserError(
-            f"{REFRESH}: goes on from the refit of the list that decide chose, and there is none; run {again}"
+def of_rows(about: Mapping[str, Any]) -> list[str]:
+    """Return what a refresh says of its rows."""
+    rows, days = about["rows"], about["dropped_days"]
+    said = [
+        f"{about['understood']}: {rows['new']:,} rows are new, from {about['first']} to {about['last']}, with"
+        f" {about['new_users']:,} new users and {about['new_items']:,} new items"
+    ]
+    said += [f"{rows['shown']:,} impressions are new"] if rows.get("shown") else []
+    said += [f"{rows['repeated']:,} rows were known"] if rows["repeated"] else []
+    said += [f"{rows['late']:,} rows are from before {about['known_to']} and were not known"] if rows["late"] else []
+    return [*said, *([f"no row is from {first_of(days)}, and such days have rows"] if days else [])]
+
+
+def sentences(about: Mapping[str, Any]) -> list[str]:
+    """Return a refresh in words."""
+    said = of_rows(about)
+    if "gain" in about:
+        means = about["ndcg@10"]
+        mean, low, high = about["gain"]
+        metric = "weighted NDCG@10" if about.get("exposure_weighted") else "NDCG@10"
+        said.append(
+            f"on {about['cases']:,} cases from {about['cases_from']}: {metric} {means['refreshed']:.4f} refreshed,"
+            f" {means['served']:.4f} as served, {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
         )
-    old = answering(run, ListOptions())
-    if not old.refit:
-        raise UserError(f"{REFRESH}: {old.note}")
-    if run.config.data.exposures is not None:
-        raise UserError(
-            f"{REFRESH}: {run.called} reads what a service showed, and rows of files cannot be added to that; decide"
-            " again with all logs"
-        )
-    return old
+    if about.get("candidates"):
+        least = about["least"]
+        of = "in lists from the next refresh that shows them to be taken"
+        what = of if least is None else f"in lists with at least {least} interaction{'' if least == 1 else 's'}"
+        said.append(f"items that were not in lists: {what}")
+    if about["takes_over"]:
+        served = f"refresh {about['number']} of {about['list']} is served from now on: {about['why']}"
+        return [*said, f"{served}; services take it at a reload", f"took {about['seconds']:.0f} s"]
+    stays = f"refresh {about['before']}" if about["before"] else "the refit"
+    return [*said, f"{stays} of {about['list']} stays: {about['why']}", f"took {about['seconds']:.0f} s"]
 
 
 def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows:
@@ -175,7 +198,9 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     source, options = log_source(run), run.config.data
     table = source.read_items() if source.items is not None and source.items.is_file() else None
     refuse = source.refusals(table)
-    of_shown = [path for path in logs if _is_of_shown(source, path)]
+    named = [shown.options.columns for shown in source.shown]
+    marks = [{one.item, one.clicked} for one in named if one.clicked is not None]
+    of_shown = [path for path in logs if any(mark <= {*columns_of(path)} for mark in marks)]
     if len(of_shown) == len(logs):
         raise UserError(f"{logs[0]}: says what was shown; give the orders of the same time too")
     read = source._replace(logs=[path for path in logs if path not in of_shown]).read_logs(refuse)
@@ -239,11 +264,6 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     return _Rows(pl.concat([known, fresh.select(known.columns)]), shown, unit, about)
 
 
-def _is_of_shown(source: LogSource, path: Path) -> bool:
-    columns = [shown.options.columns for shown in source.shown]
-    return any({one.item, one.clicked} <= {*columns_of(path)} for one in columns if one.clicked is not None)
-
-
 def _with_new_shown(
     source: LogSource, read: Logs, refuse: Refusals, paths: Sequence[Path], known: Path, rows: pl.DataFrame
 ) -> pl.DataFrame | None:
@@ -278,11 +298,9 @@ def _dropped_days(known: pl.Series, new: pl.Series, unit: str | None) -> list[st
     """Return new days without rows whose day of the week has rows in most weeks before."""
     if unit is None:
         return []
-    days = [(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64) for times in (known, new)]
-    there = {*days[0].unique().to_list(), *days[1].unique().to_list()}
-    first, begin, end = min(there), int(days[0].max()), int(days[1].max())  # type: ignore[arg-type]
-    dropped = []
-    for day in range(begin + 1, end):
+    before, after = ({*(times / (UNITS[unit] * 86_400)).floor().cast(pl.Int64)} for times in (known, new))
+    there, first, dropped = before | after, min(before | after), []
+    for day in range(max(before) + 1, max(after)):
         weeks = [day - 7 * week in there for week in range(1, WEEKS + 1) if day - 7 * week >= first]
         if day not in there and 2 * sum(weeks) > len(weeks):
             dropped.append(moment(86_400.0 * day, "seconds")[:10])
@@ -306,12 +324,8 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
     logs = Logs(found.rows, found.shown, pl.DataFrame(), len(found.rows), 0, understood=understood)
     names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
     counted = {name: getattr(options, name) for name in names} | {"baskets": options.split.baskets}
-
-    def data_of(before: pl.Series) -> Dataset:
-        return build_dataset(logs, first, **counted, numbered_before=before)
-
-    ids = old.version.item_ids
-    data = data_of(ids)
+    numbered, ids = partial(build_dataset, logs, first, **counted), old.version.item_ids
+    data = numbered(numbered_before=ids)
     times = data.interactions[TIMESTAMP]
     seen_to = pl.read_parquet(old.run.path("prepare", TRAINING_LOGS), columns=[TIMESTAMP])[TIMESTAMP].max()
     unseen = times.filter(times > seen_to).sort()
@@ -320,15 +334,7 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
     start = float(unseen[len(unseen) // 2])
     came = data.interactions.filter((pl.col(ITEM) >= len(ids)) & (times < start))[ITEM].unique()
     before = pl.concat([ids, in_hash_order(data.items[ITEM_ID].gather(came))]) if len(came) else ids
-    return (data_of(before) if len(came) else data), start, len(before)
-
-
-def _cut(run: RunDirectory, data: Dataset, lengths: NDArray[np.int64], start: float) -> splits.Split:
-    offsets = np.append(0, lengths.cumsum()).astype(np.int64)
-    split = splits.temporal(data.interactions[TIMESTAMP].to_numpy(), offsets, validation_from=start, test_from=np.inf)
-    if run.config.data.split.baskets:
-        split = splits.with_baskets(split, data.interactions[BASKET].to_numpy(), offsets)
-    return dataclasses.replace(split, trained_before=None)
+    return (numbered(numbered_before=before) if len(came) else data), start, len(before)
 
 
 def _prepared(
@@ -345,10 +351,9 @@ def _prepared(
         write_prepared(data, split, work)
         if source.items is not None and source.items.is_file() and (columns := source.read_columns()) is not None:
             write_item_columns(columns, data.items[ITEM_ID], work)
-        if found is not None:
-            found.rows.write_parquet(work / ROWS)
-        if found is not None and found.shown is not None:
-            found.shown.write_parquet(work / SHOWN)
+        for table, name in () if found is None else ((found.rows, ROWS), (found.shown, SHOWN)):
+            if table is not None:
+                table.write_parquet(work / name)
 
     tables = [path for path in (source.items, source.attribute_names) if path is not None and path.is_file()]
     return Declaration(build, [*reads, *tables], (*PREPARED, ROWS, SHOWN), ("data",), also=also)
@@ -371,9 +376,7 @@ def _placed(
 ) -> Declaration:
     """Declare the codes: those of `base`, and for later items free ones near similar items.
 
-    Args:
-        least: interactions that an item needs to be in lists, where it is not in the served one; None: it is in none.
-        served: its catalogue, if not `base`.
+    An item that is not in the catalogue `served`, or else `base`, is in lists with `least` interactions; None: in none.
     """
     known = len((served or base).items)
 
@@ -404,30 +407,25 @@ def _placed(
     )
 
 
-def _fit(run: RunDirectory, made: RunDirectory, chosen: str) -> None:
+def _fit(made: RunDirectory, chosen: str) -> None:
     stages = fitted_stages(made, chosen)
     vectors = any("vectors" in source.reads for source in SOURCES.values() if source.stage in stages)
-    if vectors and reads_texts(run.config):
-        make(made, ENCODED[0], _encoded(made))
+    if vectors and reads_texts(made.config) and made.begun is not None:
+        before = made.begun.path(*ENCODED)
+
+        def encode(work: Path) -> None:
+            table = pl.read_parquet(before)
+            texts = load_items(made.path("prepare"))["text"].to_list()[len(table) :]
+            if texts:
+                vectors = language_vectors(texts, language_model_folder(made), device=str(RunData(made).device))
+                numbers = np.arange(len(table), len(table) + len(texts), dtype=np.int32)
+                table = pl.concat([table, pl.DataFrame([pl.Series(ITEM, numbers), pl.Series("vector", vectors)])])
+            table.write_parquet(work / ENCODED[1])
+
+        make(made, ENCODED[0], Declaration(encode, ["prepare:items.parquet", before], ENCODED[1:]))
     for name, declare in stages.items():
         if name != "prepare":
             make(made, name, declare(made))
-
-
-def _encoded(made: RunDirectory) -> Declaration:
-    assert made.begun is not None, "a refresh goes on from something"
-    before = made.begun.path(*ENCODED)
-
-    def build(work: Path) -> None:
-        table = pl.read_parquet(before)
-        texts = load_items(made.path("prepare"))["text"].to_list()[len(table) :]
-        if texts:
-            vectors = language_vectors(texts, language_model_folder(made), device=str(RunData(made).device))
-            numbers = np.arange(len(table), len(table) + len(texts), dtype=np.int32)
-            table = pl.concat([table, pl.DataFrame([pl.Series(ITEM, numbers), pl.Series("vector", vectors)])])
-        table.write_parquet(work / ENCODED[1])
-
-    return Declaration(build, ["prepare:items.parquet", before], ENCODED[1:])
 
 
 def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Sequence[Any]) -> dict[str, Any]:
@@ -437,16 +435,17 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     except UserError:
         return {"cases": 0, "takes_over": False, "least": None, "why": "no case: no new row is of a user who was known"}
     if data.eligible is not None:
-        allowed = np.zeros(int(max(cases.targets.max(), cases.logged.max())) + 1, np.bool_)
-        mask = data.eligible.items.cpu().numpy()[: len(allowed)]
-        allowed[: len(mask)] = mask
-        cases = eligible_cases(cases, allowed)
+        mask = data.eligible.items.cpu().numpy()
+        later = int(max(cases.targets.max(), cases.logged.max())) + 1 - len(mask)  # items, not eligible
+        cases = eligible_cases(cases, np.pad(mask, (0, max(0, later))))
     cases = sample_cases(cases, MOST, run.config.seed)
     if len(cases) < FEWEST:
         why = f"{len(cases)} cases are too few to compare two lists; the rows are kept for the next refresh"
         return {"cases": len(cases), "takes_over": False, "least": None, "why": why}
     name = old.name
-    answers = _lists(ListMaker(Models(data)), weights_of(name.policy or "sft"), name, data, cases)
+    weights_in = weights_of(name.policy or "sft")
+    served = ListMaker(Models(data)).recommender(name, trial.path(*weights_in))
+    answers = lists_of(served, data, cases).items
     candidates = _candidates(trial, known, waiting)
     counts = data.training.counts(data.num_items)
     values: dict[int | None, NDArray[np.float64]] = {}
@@ -457,11 +456,16 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
         values[least] = weights * ndcg(ranks_in(_without(answers, kept), cases), TOP, cases.sizes)
     chosen = max(values, key=lambda least: float(values[least].mean()))
     of_old = np.zeros(len(cases))
-    histories = _items_below(cases.histories, known)
-    asked = np.flatnonzero(histories.lengths)  # the served list knows some item of the history
+    whole = cases.histories
+    below = whole.values < known
+    counted = np.bincount(np.repeat(np.arange(len(whole)), whole.lengths)[below], minlength=len(whole))
+    parts = {part: value[below] for part in ("baskets", "days") if (value := getattr(whole, part)) is not None}
+    histories = dataclasses.replace(Ragged.of(whole.values[below], counted), **parts)
+    asked = np.flatnonzero(counted)  # the served list knows some item of the history
     theirs = select_cases(dataclasses.replace(cases, histories=histories), asked)
-    maker = ListMaker(Models(RunData(old.run, old.version)))
-    before = _lists(maker, weights_of(name.policy or "sft"), name, data, theirs)
+    of = RunData(old.run, old.version)
+    served = ListMaker(Models(of)).recommender(name, old.run.path(*weights_in))
+    before = lists_of(served, data, theirs, of=of).items
     of_old[asked] = weights[asked] * ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
     gain = all_pairs({"new": values[chosen], "old": of_old})["new", "old"]
     margin = run.config.decide.margin * float(of_old.mean())
@@ -480,29 +484,9 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     }
 
 
-def _lists(maker: ListMaker, weights: Sequence[str], name: ListName, data: RunData, cases: Cases) -> NDArray[np.int64]:
-    """Return (N, W) items of a list, -1 behind the last."""
-    of = maker.models.data
-    served = maker.recommender(name, of.run.path(*weights))
-    found = np.full((len(cases), served.width), -1, np.int64)
-    size = of.config.evaluation.batch_size
-    for first in range(0, len(cases), size):
-        rows = np.arange(first, min(first + size, len(cases)))
-        for row, answer in zip(rows, served.recommend(data.queries_of(cases, rows, of.eligible)), strict=True):
-            found[row, : len(answer.items)] = served.known(answer.items)[0]
-    return found
-
-
 def _without(lists: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the first items of (N, W) lists, of those kept."""
     stay = (lists >= 0) & kept[lists]
     order = np.argsort(~stay, axis=1, kind="stable")
     moved = np.take_along_axis(np.where(stay, lists, -1), order, axis=1)
     return np.asarray(moved[:, :TOP])
-
-
-def _items_below(histories: Ragged, items: int) -> Ragged:
-    kept = histories.values < items
-    counts = np.bincount(np.repeat(np.arange(len(histories)), histories.lengths)[kept], minlength=len(histories))
-    parts = {name: value[kept] for name in ("baskets", "days") if (value := getattr(histories, name)) is not None}
-    return dataclasses.replace(Ragged.of(histories.values[kept], counts), **parts)

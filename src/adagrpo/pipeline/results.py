@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -55,11 +55,7 @@ class Diagnosis:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], decision: Mapping[str, Any] | None, called: Path) -> Self:
-        """Build the diagnosis from the content of diagnose.json.
-
-        Args:
-            decision: content of decision.json; None if missing or stale.
-        """
+        """Build the diagnosis from the contents of diagnose.json and decision.json, None if missing or stale."""
         verdict = content["verdict"]
         sentences = (*verdict["sentences"], *list_advice(content, decision, called))
         return cls(verdict["decision"], sentences, content, None if decision is None else decision["serve"])
@@ -128,25 +124,21 @@ class Recommended:
 
 def metrics_table(content: Mapping[str, Any]) -> pl.DataFrame:
     """Return one row per value: stage, checkpoint, split, metric, value."""
+    measured: list[tuple[str, str | None, Any]] = [
+        (name, None, splits) for name, splits in content.get("baselines", {}).items()
+    ]
+    for name, entry in content.get("stages", {}).items():
+        measured += (
+            [(name, kind, entry[kind]) for kind in ("best", "final")] if "best" in entry else [(name, None, entry)]
+        )
     rows = [
         (stage, checkpoint, split, metric, value)
-        for stage, checkpoint, splits in _splits(content)
+        for stage, checkpoint, splits in measured
         for split in ("validation", "test")
         for metric, value in splits.get(split, {}).items()
     ]
     schema = dict.fromkeys(("stage", "checkpoint", "split", "metric"), pl.String) | {"value": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _splits(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mapping[str, Any]]]:
-    for name, splits in content.get("baselines", {}).items():
-        yield name, None, splits
-    for name, entry in content.get("stages", {}).items():
-        if "best" not in entry:
-            yield name, None, entry
-            continue
-        for checkpoint in ("best", "final"):
-            yield name, checkpoint, entry[checkpoint]
 
 
 def catalog_outcome(run: RunDirectory) -> dict[str, Any]:

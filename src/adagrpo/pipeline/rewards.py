@@ -1,9 +1,7 @@
 """The stage `reward`: a check of the configured reward before training.
 
-It refuses a reward that fails, is not finite or is constant on some validation cases. `reward.json` keeps the
-within-case standard deviation of its scores and each member's; a sum without weights has no scores yet.
-
-For external rewards (`PROBED`) it also keeps the scores of `PROBE` (history, item) pairs, compared at every load.
+It refuses one that fails, is not finite or is constant on some validation cases, and keeps the within-case standard
+deviation of its scores; for external ones (`PROBED`) also scores of `PROBE` pairs, compared at every load.
 """
 
 from __future__ import annotations
@@ -16,15 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import (
-    CallableOptions,
-    HttpOptions,
-    ModelFileOptions,
-    RewardOptions,
-    SequentialOptions,
-    WeightedOptions,
-    reward_name,
-)
+from adagrpo.config import reward as kinds
+from adagrpo.config.reward import RewardOptions, reward_name
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -53,7 +44,7 @@ def check_reward(models: Models) -> str:
     """
     data, options = models.data, models.config.reward
     # the run's own reward is checked as it scores groups
-    reward = models.group_reward() if options == SequentialOptions() else models.reward()
+    reward = models.group_reward() if options == kinds.SequentialOptions() else models.reward()
     _spread(data, _cases(data), reward, options)
     return "" if not models.probe_files else _other_answers(models, models.run.content("reward", "reward.json"))
 
@@ -64,8 +55,8 @@ def look_before_fitting(models: Models) -> None:
     if data.config.without_order or not options.is_made_elsewhere:
         return
     cases = _cases(data)
-    for part in options.parts if isinstance(options, WeightedOptions) else (options,):
-        if isinstance(part, CallableOptions | HttpOptions | ModelFileOptions):
+    for part in models.parts:
+        if isinstance(part, kinds.CallableOptions | kinds.HttpOptions | kinds.ModelFileOptions):
             _spread(data, cases, models.reward_of(part), part)
 
 
@@ -79,9 +70,9 @@ def first_look(run: RunDirectory) -> Declaration:
         content: dict[str, Any] = {"cases": len(cases)}
         if not options.in_list_stds:
             content["spread"] = _spread(data, cases, models.reward(), options)
-        if isinstance(options, WeightedOptions):
-            parts = zip(models.members(), options.parts, strict=True)
-            content["members"] = [_spread(data, cases, member, part) for member, part in parts]
+        if isinstance(options, kinds.WeightedOptions):
+            both = zip(models.members(), models.parts, strict=True)
+            content["members"] = [_spread(data, cases, member, part) for member, part in both]
         if models.probe_files:
             content["probe"] = _probe(models, cases)
         write_json(work / "reward.json", content)
@@ -108,6 +99,7 @@ def _cases(data: RunData) -> Cases:
 
 def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions) -> float:
     """Return the root mean within-case variance of scores."""
+    name = f"reward {reward_name(options)}"
     draw = np.random.default_rng(data.config.seed)
     padded = pad(cases.histories, np.arange(len(cases)), data.config.max_history)
     users = torch.from_numpy(cases.users.astype(np.int64))
@@ -119,18 +111,15 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     try:
         scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
-        raise UserError(f"reward {reward_name(options)}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     if not (np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any():
-        said = "gives every item of a case the same score; there is nothing to learn from it"
-        message = f"reward {reward_name(options)}: {said}"
+        message = f"{name}: gives every item of a case the same score; there is nothing to learn from it"
         raise ServiceError(message) if options.holds("http") else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
 
 
 def _apart(models: Models) -> list[tuple[str, Reward]]:
-    options = models.config.reward
-    parts = options.parts if isinstance(options, WeightedOptions) else (options,)
-    return [(reward_name(part), member) for part, member in zip(parts, models.members(), strict=True)]
+    return [(reward_name(part), one) for part, one in zip(models.parts, models.members(), strict=True)]
 
 
 def _probe(models: Models, cases: Cases) -> dict[str, Any]:

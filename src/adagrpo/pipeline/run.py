@@ -1,12 +1,4 @@
-"""`Run`: each command is a method, and works in the same folder.
-
-Example:
-    from adagrpo import Run
-
-    run = Run.open("runs/mine")
-    run.diagnose()
-    run.recommend([["item-7", "item-3"]])
-"""
+"""`Run`: each command is a method, and works in the same folder."""
 
 from __future__ import annotations
 
@@ -51,17 +43,10 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import json_lines
 from adagrpo.pipeline.list_makers import contenders
-from adagrpo.pipeline.list_rules import RULES, check_rules, cost_of_rules, measure_under_rules, rules_set
+from adagrpo.pipeline.list_rules import check_rules, cost_of_rules, rules_set
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import DECISION, ListOptions, answering, decision_now, list_read
-from adagrpo.pipeline.outputs import (
-    COLLECTED,
-    DECIDED,
-    is_stale,
-    keep_settings,
-    record_sources,
-    write_output,
-)
+from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale, keep_settings, record_sources, write_output
 from adagrpo.pipeline.refit import make_refit
 from adagrpo.pipeline.refresh import refresh, serve_before
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
@@ -179,11 +164,7 @@ class Run(RunDirectory):
         return self
 
     def train(self, *, anyway: bool = False) -> Self:
-        """Post-train every arm of the recipe.
-
-        Args:
-            anyway: do not refuse a reward that leaks or is inverted according to `diagnose`.
-        """
+        """Post-train every arm of the recipe; `anyway` also by a reward that `diagnose` says leaks or is inverted."""
         with self._doing("train"):
             self._train(anyway=anyway)
         return self
@@ -269,10 +250,8 @@ class Run(RunDirectory):
                 raise UserError(f"--control {control}: was not measured: {left_out[control]}")
             content = decision(self, arms, budget_ms, control, left_out, leaking)
             if rules_set(self):
-                chosen = content["chosen"]
-                make(self, f"{RULES}/{chosen}", measure_under_rules(self, chosen))
-                without = next(row["test"] for row in content["contenders"] if row["list"] == chosen)
-                content["under_rules"] = cost_of_rules(self, chosen, without)
+                without = next(row["test"] for row in content["contenders"] if row["list"] == content["chosen"])
+                content["under_rules"] = cost_of_rules(self, content["chosen"], without)
             write_output(self, DECISION, json_lines(content))
             record_sources(self, DECIDED, read)
             self._renew_report()  # it opens with the decision
@@ -325,12 +304,7 @@ class Run(RunDirectory):
             return make(self, name, wanted[name](self))
 
     def export(self, to: str | Path, arm: str | None = None, checkpoint: Checkpoint = "best") -> Path:
-        """Write a language-model policy as a Hugging Face folder and return its path.
-
-        Args:
-            to: a new folder.
-            arm: sft or a trained arm; None: see `recommend`.
-        """
+        """Write a language-model policy, sft or a trained arm, as a new Hugging Face folder and return its path."""
         export(self, Path(to), arm, checkpoint)
         return Path(to)
 

@@ -31,8 +31,7 @@ from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.make import begun_for, make
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
-from adagrpo.pipeline.refit import refit_of, why_not_refit
-from adagrpo.pipeline.refreshed import refreshes, served_refresh
+from adagrpo.pipeline.refit import refit_of, refreshes, served_refresh, why_not_refit
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import RUN, Declare, Part
 from adagrpo.pipeline.stages.diagnose import why_refused

@@ -7,7 +7,7 @@ code. Measurements: docs/how-to/own-logs.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +45,7 @@ class Sizes(NamedTuple):
 def sizes_for(*, users: int, items: int, longest: int, repeats: float, baskets: bool = False) -> Sizes:
     """Return sizes by the rules of this module.
 
-    Args:
-        longest: 95th percentile of interactions per user.
-        repeats: share of interactions with an item that the user had before.
-        baskets: a history is of baskets, of which it should hold several.
+    `longest` is the 95th percentile of interactions per user, `repeats` the share of those with an earlier item.
 
     >>> sizes_for(users=3000, items=800, longest=31, repeats=0.0)[:4]
     (2, 32, 'balanced_kmeans', 'nearest')
@@ -87,41 +84,35 @@ def recipe_text(
     shown: Mapping[str, Any] | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return a commented recipe for the result of `preview_logs` on all rows.
+    """Return a commented recipe for the results of `preview_logs` on all rows of logs and of impressions (`shown`).
 
-    Args:
-        shown: the same for impressions.
-        beside: keys of `data` for impressions and a service's exposure log.
+    `beside` has the keys of `data` for impressions and a service's exposure log.
     """
+    file = preview["files"][0]
     if preview["missing"]:
         role = preview["missing"][0]
         if preview["unread_time"] is not None:
-            raise UserError(f"{preview['files'][0]}, {preview['unread_time']}")
+            raise UserError(f"{file}, {preview['unread_time']}")
         listed = ", ".join(column["name"] for column in preview["columns"])
-        raise UserError(
-            f"{preview['files'][0]}: no column looks like the {role}; say which it is, "
-            f"--set data.columns.{role}=NAME, of {listed}" + (f"; {UNNAMED}" if preview["unnamed"] else "")
-        )
+        found = f"{file}: no column looks like the {role}; say which it is, --set data.columns.{role}=NAME, of {listed}"
+        raise UserError(found + (f"; {UNNAMED}" if preview["unnamed"] else ""))
     if preview["lists"]:
         column = one_line(preview["roles"]["item"]["column"])
-        raise UserError(f"{preview['files'][0]}: {column} holds lists, each of which would be one item; {ONE_EACH}")
-    counts, mapping = preview["counts"], preview["mapping"]
-    if not {"timestamp", "order"} & mapping.keys():
-        raise UserError(
-            f"{preview['files'][0]}: no column says in which order things happened; say which does, "
-            "--set data.columns.timestamp=NAME"
-        )
+        raise UserError(f"{file}: {column} holds lists, each of which would be one item; {ONE_EACH}")
+    counts = preview["counts"]
+    if not {"timestamp", "order"} & preview["mapping"].keys():
+        which = "say which does, --set data.columns.timestamp=NAME"
+        raise UserError(f"{file}: no column says in which order things happened; {which}")
     if counts["users_with_fewer_than_3"] == counts["users"]:
-        raise UserError(
-            f"{preview['files'][0]}: no user has three interactions; of each the last two are held out, and the rest"
-            " is learned from"
-        )
+        held_out = "of each the last two are held out, and the rest is learned from"
+        raise UserError(f"{file}: no user has three interactions; {held_out}")
     question: Question | None = preview["question"]
-    repeats = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
-    repeats = repeats if question is None else question.repeats
+    of_log = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
+    repeats = of_log if question is None else question.repeats
     baskets = question is not None and question.baskets
     longest = counts["interactions_a_user"]["95 % have at most"]
     sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats, baskets=baskets)
+    width = 160 if counts["items"] >= MANY_ITEMS else 96
     table, more = preview.get("items"), "with data.items also text and attributes"
     if table is not None:
         kinds = ", ".join(f"{kind}: 1.0" for kind in ("text", "attributes") if table[kind])
@@ -137,7 +128,12 @@ def recipe_text(
         f"  codes: {sizes.codes}",
         f"  quantizer: {sizes.quantizer}",
         f"  collisions: {sizes.collisions}",
-        *_models(sizes, counts),
+        f"policy: {{width: {width}, heads: 4, decoder_hidden: {2 * width}}}",
+        f"sft: {{epochs: {sizes.epochs}, batch_size: {sizes.batch_size}, learning_rate: 2.0e-3}}",
+        f"ranker: {{fit: {{epochs: {max(5, sizes.epochs // 2)}}}}}",
+        "train:",
+        "  arms: [nll, distill-tuned]  # docs/how-to/choose-an-objective.md; run `adagrpo diagnose` first",
+        f"  fit: {{epochs: 2, batch_size: {sizes.batch_size}, learning_rate: 2.0e-4}}",
         "evaluation:",
         f"  beam_width: {sizes.beam_width}",
         f"  exclude_history: {json_text(sizes.exclude_history)}"
@@ -175,7 +171,13 @@ def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: M
         lines.append(
             f"  drop_items: {json_text(preview['no_items'])}  # ids without a digit: postage, fees and the like"
         )
-    lines += _split(preview["question"])
+    asked: Question | None = preview["question"]
+    if asked is not None and (asked.by_time is not None or asked.baskets):
+        lines.append(f"  split:  # {question_lines(asked)[0]}")
+        if (times := asked.by_time) is not None:
+            lines += ["    kind: temporal  # or leave_one_out", f"    validation_from: {times.validation_from}"]
+            lines.append(f"    test_from: {times.test_from}")
+        lines += ["    baskets: true"] if asked.baskets else []
     if lost:
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
     for key, content in beside.items():
@@ -187,36 +189,8 @@ def _data(preview: Mapping[str, Any], shown: Mapping[str, Any] | None, beside: M
         lines.append(f"  items: {json_text(table)}")
     lines.append(f"  drop_duplicates: false  # {counts['exact_duplicates']:,} rows repeat user, item and time")
     tied = counts["same_user_and_time_as_another"]
-    asked = preview["question"]
     if tied and preview["kind"] == "interactions" and not (asked is not None and asked.baskets):
         lines.append(
             f"  # shuffle_ties: {{}}  # {tied:,} share user and time with another; as it is they stand as in the file"
         )
     return lines
-
-
-def _split(question: Question | None) -> list[str]:
-    """The lines of the split that asks the question; none where it is by default."""
-    if question is None or (question.by_time is None and not question.baskets):
-        return []
-    lines = [f"  split:  # {question_lines(question)[0]}"]
-    if question.by_time is not None:
-        lines += [
-            "    kind: temporal  # or leave_one_out",
-            f"    validation_from: {question.by_time.validation_from}",
-            f"    test_from: {question.by_time.test_from}",
-        ]
-    return [*lines, *(["    baskets: true"] if question.baskets else [])]
-
-
-def _models(sizes: Sizes, counts: Mapping[str, Any]) -> Sequence[str]:
-    width = 160 if counts["items"] >= MANY_ITEMS else 96
-    ranker = max(5, sizes.epochs // 2)
-    return [
-        f"policy: {{width: {width}, heads: 4, decoder_hidden: {2 * width}}}",
-        f"sft: {{epochs: {sizes.epochs}, batch_size: {sizes.batch_size}, learning_rate: 2.0e-3}}",
-        f"ranker: {{fit: {{epochs: {ranker}}}}}",
-        "train:",
-        "  arms: [nll, distill-tuned]  # docs/how-to/choose-an-objective.md; run `adagrpo diagnose` first",
-        f"  fit: {{epochs: 2, batch_size: {sizes.batch_size}, learning_rate: 2.0e-4}}",
-    ]
