@@ -315,11 +315,11 @@ def kept(run: RunDirectory, stage: str) -> MadeFrom | None:
     return MadeFrom.of(manifest(folder_of(run, stage)) or {}, run.stages)
 
 
-def stage_over(path: Path, read_manifest: Callable[[Path], Any] = manifest) -> tuple[Path, Mapping[str, Any]] | None:
+def stage_over(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """Return folder and manifest of the stage that a file is in, or None."""
     root = next(filter(is_marked, path.parents), path.parent)
     folders = takewhile(lambda folder: folder != root, path.parents)
-    return next(((folder, content) for folder in folders if (content := read_manifest(folder)) is not None), None)
+    return next(((folder, content) for folder in folders if (content := manifest(folder)) is not None), None)
 
 
 def hash_of(run: RunDirectory, read: Read) -> str:

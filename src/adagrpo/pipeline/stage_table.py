@@ -1,8 +1,4 @@
-"""Table of stages, in execution order.
-
-A row is one stage, or stages that differ only in arm, fold or checkpoint. To add a stage, add a module to
-`adagrpo.pipeline.stages` and a row here.
-"""
+"""Table of stages, in execution order: a new one is a module of `adagrpo.pipeline.stages` and a row here."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
 from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_start
+from adagrpo.pipeline.stages.evaluate import evaluate
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_policy import sft, train_arm
@@ -45,7 +41,7 @@ def _arms(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     checkpoints = [(arm, kind) for arm in arms for kind in ("best", "final")]
-    return {f"evaluate/{arm}/{kind}": partial(evaluate_arm, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
+    return {f"evaluate/{arm}/{kind}": partial(evaluate, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
 
 
 def _sources(of: Sequence[str]) -> Members:
@@ -179,7 +175,7 @@ STAGES = StageTable(
         Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
         Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, on_request=True),
         Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True, refit=True),
-        Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start),
+        Stage("evaluate/sft", "evaluate", TRAINED, evaluate),
         Stage(f"evaluate/{'|'.join(BASELINES)}", "evaluate", DECODING, members=_alone),
         Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
         Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),

@@ -51,18 +51,9 @@ from adagrpo.types import Cases
 EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
-def evaluate_start(run: RunDirectory) -> Declaration:
-    """Declare the evaluation of the starting policy, alone and re-ranked."""
-    return _evaluate(run, "sft", "best", reranked=True)
-
-
-def evaluate_arm(run: RunDirectory, arm: str, checkpoint: str) -> Declaration:
-    """Declare the evaluation of a trained arm."""
-    return _evaluate(run, arm, checkpoint)
-
-
-def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = False) -> Declaration:
-    data = RunData(run, CatalogVersion(run, run.catalog))
+def evaluate(run: RunDirectory, arm: str = "sft", checkpoint: str = "best") -> Declaration:
+    """Declare the evaluation of a policy; of the starting one, also re-ranked."""
+    data, reranked = RunData(run, CatalogVersion(run, run.catalog)), arm == "sft"
     models = Models(data)
     label = "evaluate/sft" if reranked else f"evaluate/{arm}/{checkpoint}"
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
@@ -80,7 +71,11 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
             utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             if reranked:
-                values[f"rerank_{split}"] = _re_ranked(predictions, cases, place_of(run, REWARD_WEIGHTS))
+                chosen = read_reward_weights(place_of(run, REWARD_WEIGHTS))
+                values[f"rerank_{split}"] = {
+                    name: retrieval(reordered(predictions, weight, chosen.spread).items, cases)
+                    for name, weight in (("reward", np.inf), ("mix", chosen.rerank))
+                }
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_json(work / "metrics.json", values)
@@ -94,12 +89,6 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
         version=3,
     )
     return declared
-
-
-def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[str, dict[str, float]]:
-    chosen = read_reward_weights(reranking)
-    weights = {"reward": np.inf, "mix": chosen.rerank}
-    return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path, kind: str = "evaluate") -> bool:
