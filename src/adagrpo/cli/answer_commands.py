@@ -68,7 +68,15 @@ def compare(
         )
     ]
     if dry_run:
-        _print_plans(comparisons, common.as_json)
+        plans: list[dict[str, Any]] = []
+        texts = []
+        for comparison in comparisons:
+            runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
+            plans.append(comparison.describe() | {"runs": runs})
+            comments = "\n\n".join(f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items())
+            text = library.yaml_text.dump_yaml(comparison.describe())
+            texts.append(text + textwrap.indent(comments, "# ", lambda line: True))
+        typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if common.as_json else "\n---\n".join(texts))
         return
     try:
         if part is not None:
@@ -84,18 +92,6 @@ def compare(
     for content in results:
         typer.echo(library.report.to_text(library.report.comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
-
-
-def _print_plans(comparisons: list[library.compare.Comparison], as_json: bool) -> None:
-    plans: list[dict[str, Any]] = []
-    texts = []
-    for comparison in comparisons:
-        runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
-        plans.append(comparison.describe() | {"runs": runs})
-        comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
-        text = library.yaml_text.dump_yaml(comparison.describe())
-        texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
-    typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
 
 @Command("report", "answers", draws=False)

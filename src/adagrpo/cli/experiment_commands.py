@@ -94,11 +94,7 @@ def estimate(
     )
     if common.as_json:
         typer.echo(json.dumps(found))
-    else:
-        _print_estimates(found)
-
-
-def _print_estimates(found: dict[str, Any]) -> None:
+        return
     counts = found["counts"]
     typer.echo(
         f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"

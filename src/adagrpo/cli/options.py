@@ -207,19 +207,14 @@ app = typer.Typer(
 COMMANDS: dict[str, Command] = {}
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"adagrpo {__version__}")
-        raise typer.Exit
-
-
 @app.callback(invoke_without_command=True)
 def _begin(
     context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
 ) -> None:
+    if version:
+        typer.echo(f"adagrpo {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         return

@@ -1,7 +1,4 @@
-"""`--track tensorboard[:DIR]`: log training to any tracker of Accelerate.
-
-Each fit is a tracker run with the same metric names: those of steps.jsonl, and `validation/<metric>`.
-"""
+"""`--track tensorboard[:DIR]`: log training to any tracker of Accelerate, a run of it for each fit."""
 
 from __future__ import annotations
 

@@ -44,14 +44,9 @@ def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups
 def lambdarank(
     run: RunDirectory,
     validation: Callable[[RunData, NegativeSampler], RankingGroups] = _logged_validation,
-    reads: Sequence[str] = (),
+    reads: Sequence[str] = (),  # prepared files that `validation` needs besides the training files
 ) -> Declaration:
-    """Declare the fit of LambdaRank, on impressions where there are some.
-
-    Args:
-        validation: makes the groups that select the number of trees.
-        reads: prepared files these groups need besides the training files.
-    """
+    """Declare the fit of LambdaRank, on impressions where there are some; `validation` selects the number of trees."""
     data, options = RunData(run), run.config.ranker.lambdarank
     read = [*data.training_files, *data.shown_files, *(f"prepare:{name}" for name in reads)]
     reach = run.config.max_history

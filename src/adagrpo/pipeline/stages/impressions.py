@@ -67,7 +67,12 @@ def prepare_impressions(run: RunDirectory) -> Declaration:
 
 def fit_ranker(run: RunDirectory) -> Declaration:
     """Declare the ranker, selected on held-out impressions."""
-    return sequential_ranker(run, Selection("auc", "evaluation.batch_size", _examination, [HELD_OUT]))
+
+    def begin(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
+        held_out = exposed(data, "validation")
+        return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
+
+    return sequential_ranker(run, Selection("auc", "evaluation.batch_size", begin, [HELD_OUT]))
 
 
 def fit_trees(run: RunDirectory) -> Declaration:
@@ -77,11 +82,6 @@ def fit_trees(run: RunDirectory) -> Declaration:
         return exposed_groups(sampler, *exposed(data, "validation"), max_history=data.config.max_history)
 
     return lambdarank(run, validation, [HELD_OUT])
-
-
-def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
-    held_out = exposed(data, "validation")
-    return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
@@ -115,13 +115,10 @@ def exposed(bench: RunData, exposure: str) -> Exposed:
 def examined(bench: RunData, reward: Reward, impressions: Exposed) -> dict[str, float]:
     """Return AUC and NDCG@10, averaged over users with clicked and unclicked items."""
     quality = shown_quality(_scores(bench, reward, impressions), impressions.clicked, impressions.users)
-    return {
-        name: 0.0 if value is None else value["mean"]
-        for name, value in (
-            ("auc", interval(quality.auc, impressions.users)),
-            ("ndcg@10", interval(quality.ndcg, impressions.users)),
-        )
+    found = {
+        name: interval(values, impressions.users) for name, values in zip(("auc", "ndcg@10"), quality, strict=True)
     }
+    return {name: 0.0 if value is None else value["mean"] for name, value in found.items()}
 
 
 def report_exposures(run: RunDirectory) -> Declaration:

@@ -1,10 +1,5 @@
-"""The stages that the page alone shows, `ranker/report` and `report/paired`.
-
-The first is reward quality by stratum on validation cases (`adagrpo.evaluation.reward_quality`), the second each
-evaluated checkpoint against sft and continued NLL on test cases.
-
-A known truth adds the correlation of scores and utilities before each user's last purchase. Pairwise rewards rank the
-catalogue for fewer cases.
+"""The stages that the page alone shows: `ranker/report` is reward quality by stratum on validation cases, with a known
+truth also its correlation with utilities; `report/paired` each evaluated checkpoint against sft and continued NLL.
 """
 
 from __future__ import annotations
