@@ -163,10 +163,9 @@ def check_test_cases(run: RunDirectory) -> None:
 
 
 def check_logs(run: RunDirectory) -> None:
-    """Refuse to rebuild a run from other logs.
+    """Refuse to rebuild a run from other logs; impressions or an item table may be added.
 
-    Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
-    itself only have to be of the same kind.
+    Logs that a run makes itself only have to be of the same kind.
     """
     known = kept(run, "prepare")
     if known is None:

@@ -61,11 +61,9 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:
-    """Compare two versions, in ids of the logs.
+    """Compare two versions, JSON-able, in ids of the logs.
 
-    Returns:
-        JSON-able: `before`, `after`, and ids: `added` (listed, not in the other version), `removed` (listed before,
-        absent after), `delisted`, `relisted`, `moved` (with codes before and after).
+    `added` are listed and not in the other version, `removed` listed before and absent after, `moved` has both codes.
     """
     tables = [
         one.items.select(
