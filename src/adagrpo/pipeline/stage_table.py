@@ -13,7 +13,6 @@ from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.list_rules import RULES
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
-from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate
@@ -26,7 +25,7 @@ from adagrpo.pipeline.stages.fuse import fit_sources, fuse
 from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions, report_exposures
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
 from adagrpo.pipeline.stages.ranker_report import pair_outcomes, report_ranker
-from adagrpo.pipeline.stages.rerank_arms import re_rankings
+from adagrpo.pipeline.stages.reranking import re_rankings, reranking
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
 
 

@@ -1,8 +1,7 @@
 """Crash-safe artifact folders: a reader sees a complete artifact or none.
 
 A folder is written under a temporary name, synced, sealed with `manifest.json` (size and sha256 of each file, and of
-itself) and renamed. Readers verify. Nothing is unpickled: weights are safetensors, the rest JSON, YAML, Parquet or JSON
-lines. Manifest version 1 has no hash of itself and is still readable.
+itself, but in version 1) and renamed. Readers verify; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -50,9 +49,7 @@ def seal(
 
 
 def publish(directory: Path, target: Path) -> None:
-    """Move a sealed folder to its target, replacing the artifact there.
-
-    UserError if the target is no artifact of the same kind, or holds unknown files; nothing is changed.
+    """Move a sealed folder to its target, replacing the artifact there, if any; UserError as in `check_replaceable`.
 
     Atomic where the system supports it; otherwise the target is briefly missing, and the old artifact is next to
     `directory`, with the suffix `.<token>.old`.

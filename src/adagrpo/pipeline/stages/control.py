@@ -42,6 +42,10 @@ def control(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         columns = run.config.data.columns
         found = _read(path, columns.user, columns.item)
+        if not any(found.values()):
+            raise UserError(
+                f"{path}: holds no list; it takes rows of {USER_ID} and {ITEM_ID}, or of {USER_ID} and {ITEMS}"
+            )
         rows = {str(name): row for row, name in enumerate(data.user_ids)}
         strangers = [user for user in found if user not in rows]
         items = dict.fromkeys(item for kept in found.values() for item in kept)
@@ -110,7 +114,7 @@ def _read(path: Path, user: str, item: str) -> dict[str, list[str]]:
                 if name in lists:
                     raise UserError(f"{path}: user {_quoted(name)} has two rows; it takes one, with the whole list")
                 lists[name] = list(dict.fromkeys(map(str, kept)))
-        return _some(path, lists)
+        return lists
     item = ITEM_ID if ITEM_ID in there else item
     require(path, [item], there)
     ranked: dict[str, list[tuple[float, str]]] = {}
@@ -123,7 +127,7 @@ def _read(path: Path, user: str, item: str) -> dict[str, list[str]]:
         ranked.setdefault(str(ids[0]), []).append((rank, str(ids[1])))
     for name, rows in ranked.items():
         lists[name] = list(dict.fromkeys(one for _, one in sorted(rows, key=lambda pair: pair[0])))
-    return _some(path, lists)
+    return lists
 
 
 def _rows(path: Path, user: str, item: str, rank: str | None) -> Iterable[tuple[int, Any, Any, float | None]]:
@@ -137,12 +141,6 @@ def _rows(path: Path, user: str, item: str, rank: str | None) -> Iterable[tuple[
             if problem is not None:
                 raise UserError(f"{path}, row {row}: {problem}")
             yield row, name, one, place
-
-
-def _some(path: Path, lists: dict[str, list[str]]) -> dict[str, list[str]]:
-    if not any(lists.values()):
-        raise UserError(f"{path}: holds no list; it takes rows of {USER_ID} and {ITEM_ID}, or of {USER_ID} and {ITEMS}")
-    return lists
 
 
 def _quoted(given: int | str) -> str:

@@ -159,11 +159,9 @@ def chooses_power(data: RunData) -> bool:
 
 def _power(data: RunData, served: Recommender, fitted: Mapping[float, Weights]) -> dict[str, Any]:
     assert served.fusion is not None
-    lists = {}
+    lists, parts = {}, (served.fusion.sources, served.fusion.rewards, served.fusion.width)
     for power, weights in fitted.items():
-        fusion = Fusion(
-            served.fusion.sources, served.fusion.rewards, served.fusion.width, FittedWeights(weights, weights)
-        )
+        fusion = Fusion(*parts, FittedWeights(weights, weights))
         lists[str(power)] = served.ordered(ListOrder(reward=served.reward, fusion=fusion))
     found = random_order(data, lists.items())
     if found is None:
