@@ -1,9 +1,6 @@
-"""Command line: arguments, printing and exit codes.
+"""Command line; `accelerate launch -m adagrpo ...` fits models in several processes, of which the first one prints.
 
-`accelerate launch -m adagrpo ...` fits models in several processes, of which the first one prints.
-
-Exit codes: 0 success, 2 bad input or usage, 3 a refresh that is not served, 130 interrupted, 143 terminated, 1 other
-errors.
+Exit codes: 0 success, 2 bad input or usage, 3 a refresh not served, 130 interrupted, 143 terminated, 1 other errors.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ class Common:
         """Return the options with a file of rules as a setting."""
         if file is None:
             return self
-        content = library.rules.load_rules(file).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        rules = library.section.read_section(file, library.rules.RulesConfig, "file of rules", may_be_empty=True)
+        content = rules.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         return replace(self, settings=(*self.settings, f"rules={json.dumps(content)}"))
 
     def console(self, directory: Path) -> library.pipeline.Console:

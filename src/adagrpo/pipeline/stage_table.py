@@ -17,9 +17,8 @@ from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
-from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_policy import sft, train_arm
-from adagrpo.pipeline.stages.fit_ranker import ranker
+from adagrpo.pipeline.stages.fit_ranker import lambdarank, ranker
 from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.stages.fuse import fit_sources, fuse
 from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions, report_exposures

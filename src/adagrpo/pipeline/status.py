@@ -168,15 +168,7 @@ def _next(run: Run, parts: Mapping[str, Part], outputs: Mapping[str, str]) -> st
 def plan(
     run: RunDirectory, commands: Collection[str] = RUN, more: Mapping[str, Declare] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return what some commands would do with a run.
-
-    Args:
-        commands: by default those of `adagrpo run`.
-
-    Returns:
-        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; total `seconds`, None
-        if a stage to make was never timed.
-    """
+    """Return what some commands would do with a run, JSON-able; `seconds` are None if a stage was never timed."""
     arms = None if "train" in commands else finished_arms(run)
     parts = parts_of(run, logs=True, more=more)
     again: dict[str, bool] = {}

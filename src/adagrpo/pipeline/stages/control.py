@@ -1,9 +1,6 @@
 """The stage `control`: the list that users get today, from a file of `decide.control`.
 
-    user_id, item_id [, rank]     a row per user and item, in the order of `rank`, else of the rows
-    user_id, items                a row per user, with a list of items, best first
-
-lists.parquet has each known user's known items by row; summary.json counts what the run does not know.
+It has a row per user and item, in the order of `rank`, else of the rows, or a row per user with a list, `items`.
 """
 
 from __future__ import annotations

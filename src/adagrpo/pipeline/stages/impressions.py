@@ -1,8 +1,7 @@
 """The stages of logs without order (`data.split.kind: impressions`): `prepare`, `ranker` and its two below.
 
-There is no policy. `ranker/exposures` is the accuracy of the reward on held-out impressions: a user's held-out items
-are ranked from all of the user's training clicks. AUC compares clicked with unclicked items of the same user, so user
-activity does not count. Only a reward fitted to clicks alone has calibration, without the slot term.
+There is no policy. `ranker/exposures` is the accuracy of the reward on held-out impressions, ranked from all of a user's
+training clicks. AUC compares items of one user. Only a reward fitted to clicks alone has calibration, without slots.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ from adagrpo.pipeline.json_files import json_lines, read_json, write_json
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
-from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, sequential_ranker
+from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, lambdarank, sequential_ranker
 from adagrpo.pipeline.stages.prepare import log_source, note_described, note_ids, prepared, random_files, random_logs
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker

@@ -50,17 +50,8 @@ LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", 
 
 PREPARED = (
     *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
-    *DAYS_OF.values(),
-    *(
-        "training_logs.parquet",
-        ITEM_COLUMNS,
-        "impressions.parquet",
-        "held_out.parquet",
-        RANDOM,
-        SHOWN_LATER,
-        "rejects.parquet",
-        "summary.json",
-    ),
+    *(*DAYS_OF.values(), "training_logs.parquet", ITEM_COLUMNS, "impressions.parquet", "held_out.parquet"),
+    *(RANDOM, SHOWN_LATER, "rejects.parquet", "summary.json"),
 )
 
 
@@ -93,14 +84,8 @@ def exposures(run: RunDirectory) -> Declaration:
     parts = exposure_parts(run, options)
 
     def build(work: Path) -> None:
-        shown, feedback = read_parts(parts)
-        table, counts = impressions_of(
-            shown,
-            feedback,
-            clicks=options.clicks,
-            within_seconds=options.within_seconds,
-            only_sampled=options.only_sampled,
-        )
+        how = {name: getattr(options, name) for name in ("clicks", "within_seconds", "only_sampled")}
+        table, counts = impressions_of(*read_parts(parts), **how)
         table.write_parquet(work / "logs.parquet")
         write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
@@ -120,16 +105,11 @@ class ShownSource(NamedTuple):
 
     def read(self, data: DataConfig, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the impressions."""
+        options = {name: getattr(data, name) for name in ("max_bad_rows", "max_expansion")}
+        options |= {name: getattr(self.options, name) for name in ("keep_events", "click_rating")}
+        once = data.drop_duplicates and ordered
         return read_logs(
-            self.files,
-            self.options.columns,
-            keep_events=self.options.keep_events,
-            click_rating=self.options.click_rating,
-            max_bad_rows=data.max_bad_rows,
-            max_expansion=data.max_expansion,
-            drop_duplicates=data.drop_duplicates and ordered,
-            ordered=ordered,
-            refuse=refuse,
+            self.files, self.options.columns, **options, drop_duplicates=once, ordered=ordered, refuse=refuse
         )
 
 
@@ -182,15 +162,8 @@ class LogSource(NamedTuple):
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the logs; `ordered` if rows have an order in time."""
-        names = (
-            "keep_events",
-            "min_rating",
-            "click_rating",
-            "max_bad_rows",
-            "max_expansion",
-            "drop_duplicates",
-            "drop_items",
-        )
+        bounds = ("max_bad_rows", "max_expansion")
+        names = ("keep_events", "min_rating", "click_rating", "drop_duplicates", "drop_items", *bounds)
         options = {name: getattr(self.options, name) for name in names}
         return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
 
