@@ -123,9 +123,7 @@ class Common:
     def console(self, directory: Path) -> library.pipeline.Console:
         """Return the progress display, with tracking if set."""
         shown = library.pipeline.Silent() if self.quiet else library.console.StderrConsole()
-        if self.track is None:
-            return shown
-        return library.tracking.TrackingConsole(shown, *library.tracking.parse_tracker(self.track, directory))
+        return shown if self.track is None else library.tracking.TrackingConsole(shown, self.track, directory)
 
     def open(self, directory: Path, out: Path | None = None) -> library.pipeline.Run:
         """Open an existing run; see `Run.open`."""

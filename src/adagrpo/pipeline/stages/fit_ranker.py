@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -45,28 +44,29 @@ Validate = Callable[[], dict[str, float]]
 Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 
 
-class Selection(NamedTuple):
-    """How the best step of a ranker is selected."""
-
-    monitor: str  # a metric returned by `Validate`
-    reads: str  # configuration key besides `ranker`
-    # given the ranker to fit and (U,) users hidden from it
-    begin: Callable[[RunData, SequentialRanker, NDArray[np.bool_]], tuple[Validate, Examine]]
-    files: Sequence[str] = ()  # prepared files besides the training files
+# given the ranker to fit and (U,) users hidden from it
+Begin = Callable[[RunData, SequentialRanker, NDArray[np.bool_]], tuple[Validate, Examine]]
 
 
 def ranker(run: RunDirectory, fold: int | None = None) -> Declaration:
     """Declare the fit on all users, or without those of `fold`."""
-    return sequential_ranker(run, Selection("ndcg@10", "evaluation.exclude_history", partial(_retrieval, fold)), fold)
+    return sequential_ranker(run, partial(_retrieval, fold), "ndcg@10", "evaluation.exclude_history", fold=fold)
 
 
-def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None = None) -> Declaration:
+def sequential_ranker(
+    run: RunDirectory,
+    begin: Begin,
+    monitor: str,  # a metric returned by `Validate`
+    setting: str,  # configuration key besides `ranker`
+    files: Sequence[str] = (),  # prepared files besides the training files
+    fold: int | None = None,
+) -> Declaration:
     """Declare a fit and selection without any interaction of the users of `fold`."""
     data, options = RunData(run), run.config.ranker
     models, settings = Models(data), options.fit
     name = "ranker" if fold is None else f"ranker/fold-{fold}"
     kind = data.ranker_loss
-    reads = [*data.training_files, *(f"prepare:{name}" for name in selection.files), *data.shown_files]
+    reads = [*data.training_files, *(f"prepare:{name}" for name in files), *data.shown_files]
     if kind == "impressions" and run.path("prepare", "train.parquet").is_file() and not data.shown_files:
         raise UserError(
             "ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked), or data.impressions"
@@ -87,9 +87,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
             start_from_vectors(run, ranker.items, emptied(data.training, left_out))
         schedule = replace(models.schedule(settings), left_out=left_out if left_out.any() else None)
         impressions = _impressions(data, kind)
-        validate, examine = (
-            (dict, lambda best: {}) if run.measured is not None else selection.begin(data, ranker, left_out)
-        )
+        validate, examine = (dict, lambda best: {}) if run.measured is not None else begin(data, ranker, left_out)
         task = RankerFit(
             ranker,
             schedule,
@@ -99,7 +97,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
             impressions=impressions,
             self_normalised=options.propensity == "snips",
             negatives=options.negatives,
-            monitor=selection.monitor,
+            monitor=monitor,
         )
         result = fit_model(data, name, ranker, task, settings, work)
         if not processes().is_main_process:
@@ -115,7 +113,7 @@ def sequential_ranker(run: RunDirectory, selection: Selection, fold: int | None 
         build,
         reads,
         files=(*CHECKPOINTS, "metrics.json"),
-        settings=("ranker", "seed", "max_history", selection.reads, *(VECTORS if starts_from_vectors else ())),
+        settings=("ranker", "seed", "max_history", setting, *(VECTORS if starts_from_vectors else ())),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
         also=also or None,
         version=5 if starts_from_vectors else 4,

@@ -1,7 +1,7 @@
 """The stages of logs without order (`data.split.kind: impressions`): `prepare`, `ranker` and its two below.
 
-There is no policy. `ranker/exposures` is the accuracy of the reward on held-out impressions, ranked from all of a user's
-training clicks. AUC compares items of one user. Only a reward fitted to clicks alone has calibration, without slots.
+There is no policy. `ranker/exposures` is how a reward ranks held-out impressions from all training clicks of the user.
+AUC compares items of one user. Only a reward fitted to clicks alone has calibration, without the slot term.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from adagrpo.pipeline.json_files import json_lines, read_json, write_json
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, lambdarank, sequential_ranker
+from adagrpo.pipeline.stages.fit_ranker import Examine, Validate, lambdarank, sequential_ranker
 from adagrpo.pipeline.stages.prepare import log_source, note_described, note_ids, prepared, random_files, random_logs
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -70,7 +70,7 @@ def fit_ranker(run: RunDirectory) -> Declaration:
         held_out = exposed(data, "validation")
         return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
-    return sequential_ranker(run, Selection("auc", "evaluation.batch_size", begin, [HELD_OUT]))
+    return sequential_ranker(run, begin, "auc", "evaluation.batch_size", [HELD_OUT])
 
 
 def fit_trees(run: RunDirectory) -> Declaration:
