@@ -15,9 +15,9 @@ from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig, Tokeniz
 from adagrpo.config.objective import ObjectiveConfig, in_sections
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.rules import RulesConfig
-from adagrpo.config.section import Positive, Section, explain
+from adagrpo.config.section import Positive, Section, explain, read_mapping
 from adagrpo.config.training import TrainConfig
-from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
+from adagrpo.config.yaml_text import column_name, parse_yaml
 from adagrpo.errors import UserError
 from adagrpo.objective import GATES
 
@@ -146,14 +146,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if len(above) > MOST_BASES:
         raise UserError(f"{above[0]}: more than {MOST_BASES} recipes, each the base of another; let one inherit less")
     of_base = f" (base of {above[-1]})" if above else ""
-    try:
-        content = read_yaml(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe{of_base}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}){of_base}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}{of_base}")
+    content = read_mapping(path, "recipe", of_base, "a mapping of sections")
     _move_earlier_keys(content)
     base = content.pop("base", None)
     if base is None:

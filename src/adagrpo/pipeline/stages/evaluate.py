@@ -148,22 +148,15 @@ def _repeated(data: RunData, cases: Cases, width: int) -> pl.Series:
 
 def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
     """Return (N, length) item rows of `predictions.parquet`, -1 where a list is shorter."""
-    lists = _by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
+    lists = by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
     lists = lists.join(pl.DataFrame([data.item_ids.alias(ITEM_ID)]).with_row_index("row"), on=ITEM_ID, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
     return items
 
 
-def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
-    """Return (N, length) booleans of `free.parquet`: True where a sequence names an item."""
-    free = _by_case(data, cases, folder / "free.parquet", "valid", length)
-    valid = np.zeros((len(cases), length), dtype=np.bool_)
-    valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
-    return valid
-
-
-def _by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
+def by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
+    """Return a column of lists, up to a length, by `case` and `rank`, from 1."""
     lists = pl.read_parquet(file, columns=[USER_ID, "rank", column]).filter(pl.col("rank") <= length)
     users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
     return lists.join(pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner")
