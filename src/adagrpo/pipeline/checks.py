@@ -1,7 +1,4 @@
-"""Refuse stale stages that a command reads, `--set` keys that it does not, and early, files that later stages lack.
-
-A command rebuilds its own stages; evaluation and report skip stale arms.
-"""
+"""Refuse stale stages that a command reads, `--set` keys that it does not, and early, files that later stages lack."""
 
 from __future__ import annotations
 

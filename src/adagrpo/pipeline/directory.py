@@ -96,7 +96,6 @@ class RunDirectory(ABC):
         Args:
             settings: like `--set`, `{"reward.kind": "noise"}`; kept in run.yaml when a command succeeds.
             out: another run directory, new or begun this way, for all output.
-            progress: show progress on stderr.
 
         Raises:
             UserError: a run is missing or damaged, a setting is invalid, or `out` does not continue this run.

@@ -68,10 +68,7 @@ def states_of(run: RunDirectory, stages: Mapping[str, Declare]) -> dict[str, Par
 
 
 def made_again(run: RunDirectory) -> list[Part]:
-    """Return finished stages that `adagrpo run` rebuilds for a change, without downstream ones.
-
-    Omits page-only stages if just the set of arms has changed.
-    """
+    """Return finished stages that `adagrpo run` rebuilds for a change; neither what follows, nor pages of other arms."""
     parts, wanted = parts_of(run, logs=True), run.stages.declared(run.config)
     silent = {name for name in wanted if (row := run.stages.row(name)) is not None and row.page_only}
     return [

@@ -77,8 +77,7 @@ def publish(directory: Path, target: Path) -> None:
 def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = lambda name: False) -> None:
     """Check that a target is free or an artifact of the same kind, which may hold nested ones, `<kind>/<name>`.
 
-    UserError if it is a file or link, of another kind, lacks its manifest, or holds a file that the artifact does not
-    have, see `writes`.
+    UserError if it is a file or link, of another kind, lacks its manifest, or holds a file of none, see `writes`.
     """
     if target.is_file():
         raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
