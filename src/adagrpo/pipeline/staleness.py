@@ -68,7 +68,7 @@ def states_of(run: RunDirectory, stages: Mapping[str, Declare]) -> dict[str, Par
 
 
 def made_again(run: RunDirectory) -> list[Part]:
-    """Return finished stages that `adagrpo run` rebuilds for a change; neither what follows, nor pages of other arms."""
+    """Return finished stages that `adagrpo run` rebuilds for a change; not what follows, nor pages of other arms."""
     parts, wanted = parts_of(run, logs=True), run.stages.declared(run.config)
     silent = {name for name in wanted if (row := run.stages.row(name)) is not None and row.page_only}
     return [
