@@ -32,7 +32,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
+from adagrpo.pipeline.stages.reranking import STAGE, reranking
 from adagrpo.report import Table, read_rows
 from adagrpo.report.tables import MISSING
 from adagrpo.trainer.pressure import mean_pressure

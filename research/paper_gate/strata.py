@@ -37,7 +37,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
-from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
+from adagrpo.pipeline.stages.fit_ranker import lambdarank
 from adagrpo.report import read_rows
 from research.command import run
 from research.fair_trial import tune as fair

@@ -18,7 +18,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.evaluate import read_lists
-from adagrpo.pipeline.stages.rerank_arms import re_rankings
+from adagrpo.pipeline.stages.reranking import re_rankings
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """
@@ -99,7 +99,7 @@ def test_the_end_of_the_grid_is_said_and_kept(
     copied: Path, data: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reward that knows the next item, under a grid that ends too soon."""
-    monkeypatch.setattr("adagrpo.pipeline.stages.choose_weight.WEIGHTS", (0.0, 0.01))
+    monkeypatch.setattr("adagrpo.pipeline.stages.reranking.WEIGHTS", (0.0, 0.01))
     monkeypatch.setattr("adagrpo.evaluation.reranking.WEIGHTS", (0.0, 0.01))
     (tmp_path / "ring_edge.py").write_text(RING, encoding="utf-8")
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_edge:ahead"})

@@ -38,8 +38,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.outputs import is_stale
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
-from adagrpo.pipeline.stages.choose_weight import STAGE, reranking
-from adagrpo.pipeline.stages.rerank_arms import re_rankings
+from adagrpo.pipeline.stages.reranking import STAGE, re_rankings, reranking
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.status import status
 from adagrpo.pipeline.versions import evaluate_with

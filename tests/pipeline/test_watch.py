@@ -54,7 +54,7 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
         return np.full(len(shown), np.nan)
 
     monkeypatch.setattr("adagrpo.pipeline.watch._check_together", lambda run: None)
-    monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
+    monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss="impressions"))
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
     console = SimpleNamespace(note=lambda text: None)
@@ -101,7 +101,7 @@ def test_a_log_without_histories_is_said_to_predict_nothing(log: Path, monkeypat
     notes: list[str] = []
     run: Any = SimpleNamespace(console=SimpleNamespace(note=notes.append))
     monkeypatch.setattr("adagrpo.pipeline.watch._check_together", lambda run: None)
-    monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
+    monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss="impressions"))
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), np.nan))
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
     found = watch(log, run, rule=SignRule(baseline=2, window=1))

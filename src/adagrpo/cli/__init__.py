@@ -1,9 +1,6 @@
-"""Command line: arguments, printing and exit codes.
+"""Command line; `accelerate launch -m adagrpo ...` fits models in several processes, of which the first one prints.
 
-`accelerate launch -m adagrpo ...` fits models in several processes, of which the first one prints.
-
-Exit codes: 0 success, 2 bad input or usage, 3 a refresh that is not served, 130 interrupted, 143 terminated, 1 other
-errors.
+Exit codes: 0 success, 2 bad input or usage, 3 a refresh not served, 130 interrupted, 143 terminated, 1 other errors.
 """
 
 from __future__ import annotations
@@ -66,9 +63,10 @@ def main() -> None:
     except Terminated:
         sys.exit(_fail("terminated; the same command continues", TERMINATED))
     except Exception as error:
-        missing = _missing(error)
-        if missing is not None:
-            sys.exit(_fail(missing, 2))
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            top, file = error.name.partition(".")[0], f"{error.name.replace('.', '/')}.py"
+            nowhere = f"module '{error.name}' is neither installed nor a file {file} in {Path.cwd()}"
+            sys.exit(_fail(f"{top} is not installed; {install(EXTRAS[top])}" if top in EXTRAS else nowhere, 2))
         if os.environ.get("ADAGRPO_TRACEBACK"):
             raise
         if isinstance(error, OSError) and error.filename is not None and error.errno in OF_PATHS:
@@ -79,16 +77,6 @@ def main() -> None:
     if status == INTERRUPTED:
         _fail("interrupted; the same command continues", status)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _missing(error: Exception) -> str | None:
-    if not isinstance(error, ModuleNotFoundError) or error.name is None:
-        return None
-    top = error.name.partition(".")[0]
-    if top in EXTRAS:
-        return f"{top} is not installed; {install(EXTRAS[top])}"
-    file = f"{error.name.replace('.', '/')}.py"
-    return f"module '{error.name}' is neither installed nor a file {file} in {Path.cwd()}"
 
 
 def _fail(message: str, status: int) -> int:

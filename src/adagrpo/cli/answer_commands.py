@@ -53,6 +53,16 @@ def compare(
     part = None if only is None else _seeds("--only", only)
     configs = [library.config.load_config(recipe, common.overrides()) for recipe in recipes]
     console = common.console(out)
+    names = [config.name for config in configs] if len(configs) > 1 else []
+    for name in names:
+        if names.count(name) > 1 or Path(name).name != name:
+            raise UserError(f"name: '{name}' cannot name a folder of its own below {out}; names must differ")
+    for folder in data:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder (--data)")
+    if len(data) not in (1, len(configs)):
+        raise UserError(f"--data: {len(data)} folders for {len(configs)} recipes; give one for all, or one each")
+    folders, roots = [out / name for name in names] or [out], data * len(configs) if len(data) == 1 else data
     comparisons = [
         library.compare.Comparison(
             folder,
@@ -63,12 +73,18 @@ def compare(
             console=console,
             code=recipe.parent,
         )
-        for recipe, folder, config, root in zip(
-            recipes, _folders(out, configs), configs, _roots(data, len(configs)), strict=True
-        )
+        for recipe, folder, config, root in zip(recipes, folders, configs, roots, strict=True)
     ]
     if dry_run:
-        _print_plans(comparisons, common.as_json)
+        plans: list[dict[str, Any]] = []
+        texts = []
+        for comparison in comparisons:
+            runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
+            plans.append(comparison.describe() | {"runs": runs})
+            comments = "\n\n".join(f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items())
+            text = library.yaml_text.dump_yaml(comparison.describe())
+            texts.append(text + textwrap.indent(comments, "# ", lambda line: True))
+        typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if common.as_json else "\n---\n".join(texts))
         return
     try:
         if part is not None:
@@ -84,18 +100,6 @@ def compare(
     for content in results:
         typer.echo(library.report.to_text(library.report.comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
-
-
-def _print_plans(comparisons: list[library.compare.Comparison], as_json: bool) -> None:
-    plans: list[dict[str, Any]] = []
-    texts = []
-    for comparison in comparisons:
-        runs = {str(seed): comparison.plan_of(seed) for seed in comparison.seeds}
-        plans.append(comparison.describe() | {"runs": runs})
-        comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
-        text = library.yaml_text.dump_yaml(comparison.describe())
-        texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
-    typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
 
 @Command("report", "answers", draws=False)
@@ -143,25 +147,6 @@ def show_status(
     table, lines = library.status.status_tables(content)
     text = [] if table is None else [library.report.to_text(table), ""]
     typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
-
-
-def _folders(out: Path, configs: list[library.config.Config]) -> list[Path]:
-    if len(configs) == 1:
-        return [out]
-    names = [config.name for config in configs]
-    for name in names:
-        if names.count(name) > 1 or Path(name).name != name:
-            raise UserError(f"name: '{name}' cannot name a folder of its own below {out}; names must differ")
-    return [out / name for name in names]
-
-
-def _roots(data: list[Path], count: int) -> list[Path]:
-    for folder in data:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder (--data)")
-    if len(data) not in (1, count):
-        raise UserError(f"--data: {len(data)} folders for {count} recipes; give one for all, or one each")
-    return data * count if len(data) == 1 else data
 
 
 def _seeds(option: str, text: str) -> list[int]:

@@ -44,7 +44,8 @@ def ab(
     elif freeze:
         print_values(experiments.freeze_experiment(plan), common.as_json)
     elif power:
-        _print_size(experiments.experiment_size(plan, exposures), common.as_json)
+        rows = experiments.experiment_size(plan, exposures)
+        typer.echo(json.dumps(rows) if common.as_json else _size_text(rows))
     elif exposures is None:
         raise UserError("ab: give --exposures and the folder of an exposure log, or --freeze, or --power")
     else:
@@ -94,11 +95,7 @@ def estimate(
     )
     if common.as_json:
         typer.echo(json.dumps(found))
-    else:
-        _print_estimates(found)
-
-
-def _print_estimates(found: dict[str, Any]) -> None:
+        return
     counts = found["counts"]
     typer.echo(
         f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
@@ -123,10 +120,7 @@ def _print_estimates(found: dict[str, Any]) -> None:
         typer.echo(f"refused, {of} by {', '.join(names)}: {reason}")
 
 
-def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
+def _size_text(rows: list[dict[str, Any]]) -> str:
     body = [
         (
             row["metric"],
@@ -138,10 +132,9 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
         for row in rows
     ]
     head = ("metric", "expected", "deviation / mean", "users", "days")
-    typer.echo(library.report.to_text(library.report.Table.of(head, body)))
-    read = rows[0]["read"]
-    if read is not None:
-        typer.echo(f"read: {read['days']:.1f} days of the log, {read['from']} to {read['to']}")
+    read, table = rows[0]["read"], library.report.to_text(library.report.Table.of(head, body))
+    days = "" if read is None else f"\nread: {read['days']:.1f} days of the log, {read['from']} to {read['to']}"
+    return table + days
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from adagrpo import config, console, monitoring, networks, pipeline, report
 from adagrpo.cli import tracking
-from adagrpo.config import data, reward, rules, yaml_text
+from adagrpo.config import data, reward, rules, section, yaml_text
 from adagrpo.data.logs import cells, formats, items, preview, question
 from adagrpo.data.simulation import marketplace
 from adagrpo.exposures import exposure_collect, user_hash

@@ -33,7 +33,18 @@ def inspect(
     """Show columns of logs of one role, what they seem to be, and which rows would be dropped. Writes nothing."""
     logs = library.formats.files_of(logs)
     given, _, kept = column_settings(common.settings)
-    _refuse_several_roles(logs, given)
+    for path in logs:
+        library.formats.columns_of(path)
+    try:  # read as one log, impressions would count as purchases
+        roles = log_roles.by_role(logs, given=given)
+        alike = not (roles.impressions or roles.exposures or roles.items)
+    except UserError:  # the role of some file is unknown
+        alike = False
+    if not alike:
+        raise UserError(
+            f"inspect looks at files of one role; give {', '.join(map(str, logs))} one at a time, and all to `adagrpo"
+            " init`, whose --orders, --impressions, --exposures and --items say which is which"
+        )
     preview = library.preview.preview_logs(logs, None if all_rows else library.preview.ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
@@ -77,22 +88,6 @@ def inspect(
         typer.echo(note)
     if preview["next"]:
         typer.echo("\n" + "\n".join(preview["next"]))
-
-
-def _refuse_several_roles(logs: list[Path], given: dict[str, str]) -> None:
-    """Refuse files of several roles: read as one log, impressions would count as purchases."""
-    for path in logs:
-        library.formats.columns_of(path)
-    try:
-        roles = log_roles.by_role(logs, given=given)
-        alike = not (roles.impressions or roles.exposures or roles.items)
-    except UserError:  # the role of some file is unknown
-        alike = False
-    if not alike:
-        raise UserError(
-            f"inspect looks at files of one role; give {', '.join(map(str, logs))} one at a time, and all to `adagrpo"
-            " init`, whose --orders, --impressions, --exposures and --items say which is which"
-        )
 
 
 @Command("init", "your logs", sets="columns", draws=False)
@@ -286,22 +281,20 @@ def simulate_logs(
     print_values(made, common.as_json)
 
 
+COLUMN_SETTINGS = ("data.columns.", "data.impressions.columns.", "data.keep_events")  # what `column_settings` reads
+
+
 class ColumnSettings(NamedTuple):
     """Columns and events given by `--set`."""
 
     logs: dict[str, str]  # by role, of `data.columns.user=uid`
     shown: dict[str, str]  # by role, of `data.impressions.columns.user=uid`
-    kept: tuple[str, ...] | None  # of `data.keep_events=[click]`
-
-
-def is_column_setting(setting: str) -> bool:
-    """Return whether `column_settings` reads a `--set` option."""
-    return setting.startswith(("data.columns.", "data.impressions.columns.", "data.keep_events"))
+    kept: tuple[str, ...] | None = None  # of `data.keep_events=[click]`
 
 
 def column_settings(settings: tuple[str, ...], *, only: bool = True) -> ColumnSettings:
     """Return columns by role and events to keep; `only` refuses other settings."""
-    given = ColumnSettings({}, {}, None)
+    given = ColumnSettings({}, {})
     of = {"data.columns": given.logs, "data.impressions.columns": given.shown}
     for setting in settings:
         key, equals, column = setting.partition("=")
@@ -325,18 +318,17 @@ def column_settings(settings: tuple[str, ...], *, only: bool = True) -> ColumnSe
     return given
 
 
-def _set(role: str, column: str) -> str:
-    """Return the option for a column's role, quoted where YAML would misread the name."""
-    name = column if library.yaml_text.column_name(column) == column else library.yaml_text.json_text(column)
-    return f"--set data.columns.{role}={shlex.quote(name)}"
-
-
 def _next_commands(preview: dict[str, Any]) -> list[str]:
     if preview["missing"] or preview["lists"]:
         return []
+
+    def option(role: str, column: str) -> str:  # quoted where YAML would misread the name
+        name = column if library.yaml_text.column_name(column) == column else library.yaml_text.json_text(column)
+        return f"--set data.columns.{role}={shlex.quote(name)}"
+
     files = shlex.join(preview["files"])
-    sets = [_set(role, name) for role, name in preview["mapping"].items()]
-    stated = [_set(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
+    sets = [option(role, name) for role, name in preview["mapping"].items()]
+    stated = [option(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
     if preview["kept"] is not None:
         events = f"--set {shlex.quote('data.keep_events=' + library.yaml_text.json_text(preview['kept']))}"
         sets, stated = [*sets, events], [*stated, events]

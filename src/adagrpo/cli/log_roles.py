@@ -136,7 +136,18 @@ def by_role(
             by_kind[kind] += [first, *more]
     else:  # all of one kind: the logs
         by_kind["orders"] = files
-    _refuse_unlike(seen, kinds)
+    alike: dict[str, Path] = {}  # the first file of each kind
+    for path, roles in ((path, roles) for path, roles in seen.items() if path in kinds):
+        like = alike.setdefault(kinds[path], path)
+        if unlike := [role for role in {**seen[like], **roles} if seen[like].get(role) != roles.get(role)]:
+            has, have = (
+                ", ".join(f"'{one[role]}' ({role})" if role in one else f"no {role}" for role in unlike)
+                for one in (roles, seen[like])
+            )
+            raise UserError(
+                f"{path}: has {has} where {like} has {have}; files of one role have the same columns: say which is"
+                " which, --orders FILE, --impressions FILE, --items FILE"
+            )
     if not by_kind["orders"] and not kept:
         other = next(iter(by_kind["impressions"]), exposures)
         raise UserError(
@@ -148,20 +159,3 @@ def by_role(
     if both := [path for path in random or () if path.resolve() in learnt]:
         raise UserError(f"{both[0]}: has the role --random and another one; nothing may learn from what judges lists")
     return LogRoles(by_kind["orders"], by_kind["impressions"], exposures, items, user_key, notes, random or ())
-
-
-def _refuse_unlike(seen: Mapping[Path, Mapping[str, str]], kinds: Mapping[Path, str]) -> None:
-    first: dict[str, Path] = {}
-    for path, roles in seen.items():
-        if path not in kinds:
-            continue
-        other = first.setdefault(kinds[path], path)
-        if unlike := [role for role in {**seen[other], **roles} if seen[other].get(role) != roles.get(role)]:
-            has, have = (
-                ", ".join(f"'{one[role]}' ({role})" if role in one else f"no {role}" for role in unlike)
-                for one in (roles, seen[other])
-            )
-            raise UserError(
-                f"{path}: has {has} where {other} has {have}; files of one role have the same columns: say which is"
-                " which, --orders FILE, --impressions FILE, --items FILE"
-            )

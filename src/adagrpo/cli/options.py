@@ -116,15 +116,14 @@ class Common:
         """Return the options with a file of rules as a setting."""
         if file is None:
             return self
-        content = library.rules.load_rules(file).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        rules = library.section.read_section(file, library.rules.RulesConfig, "file of rules", may_be_empty=True)
+        content = rules.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         return replace(self, settings=(*self.settings, f"rules={json.dumps(content)}"))
 
     def console(self, directory: Path) -> library.pipeline.Console:
         """Return the progress display, with tracking if set."""
         shown = library.pipeline.Silent() if self.quiet else library.console.StderrConsole()
-        if self.track is None:
-            return shown
-        return library.tracking.TrackingConsole(shown, *library.tracking.parse_tracker(self.track, directory))
+        return shown if self.track is None else library.tracking.TrackingConsole(shown, self.track, directory)
 
     def open(self, directory: Path, out: Path | None = None) -> library.pipeline.Run:
         """Open an existing run; see `Run.open`."""
@@ -207,19 +206,14 @@ app = typer.Typer(
 COMMANDS: dict[str, Command] = {}
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"adagrpo {__version__}")
-        raise typer.Exit
-
-
 @app.callback(invoke_without_command=True)
 def _begin(
     context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
 ) -> None:
+    if version:
+        typer.echo(f"adagrpo {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         return

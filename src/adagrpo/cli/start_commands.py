@@ -18,7 +18,7 @@ import typer
 from adagrpo import __version__
 from adagrpo.cli import log_roles
 from adagrpo.cli.lazy import library
-from adagrpo.cli.log_commands import column_settings, is_column_setting, recipe_of_logs
+from adagrpo.cli.log_commands import COLUMN_SETTINGS, column_settings, recipe_of_logs
 from adagrpo.cli.options import Command, Common, DryRun, MaxBadRows, Out, Replace, Rules, close, session
 from adagrpo.cli.printing import plan_text, print_metrics, print_values
 from adagrpo.errors import UserError
@@ -65,7 +65,15 @@ def decide(
 ) -> None:
     """Find the best list that logs and reward can give; print the commands to serve it and to test it on users."""
     if reward or users is not None:
-        common = replace(common, settings=(f"reward={json.dumps(_reward(reward or [], users))}", *common.settings))
+        parts = [_reward_of(name) for name in reward or []]
+        if users is not None:
+            if not users.is_file():
+                raise UserError(f"--users {users}: no such file")
+            if not any("model" in part for part in parts):
+                raise UserError("--users: is for a model file; give one by --reward")
+            parts = [part | ({"users": str(users.resolve())} if "model" in part else {}) for part in parts]
+        content = parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts}
+        common = replace(common, settings=(f"reward={json.dumps(content)}", *common.settings))
     if max_bad_rows is not None:
         common = replace(common, settings=(*common.settings, f"data.max_bad_rows={max_bad_rows}"))
     if control is not None and set(control) & {".", "/"}:  # no list has such a name
@@ -87,7 +95,8 @@ def decide(
             raise UserError(f"decide: give the folder of the run too, a new one such as --out {folder}")
         given = column_settings(common.settings, only=False).logs
         roles = log_roles.by_role(logs, orders, impressions, exposures, items, user_key_file, random, given=given)
-        text, notes, question = recipe_of_logs(roles, out.name, tuple(filter(is_column_setting, common.settings)))
+        of_columns = tuple(setting for setting in common.settings if setting.startswith(COLUMN_SETTINGS))
+        text, notes, question = recipe_of_logs(roles, out.name, of_columns)
         content = library.yaml_text.parse_yaml(text)
         content["data"].pop("max_bad_rows", None)  # bad rows end the command, as in `prepare`
         config = library.config.resolve_config(content, common.overrides(), "decide")
@@ -119,17 +128,6 @@ def decide(
         + "\n\n"
         + library.decision.decision_text(decision)
     )
-
-
-def _reward(names: list[str], users: Path | None) -> dict[str, Any]:
-    parts = [_reward_of(name) for name in names]
-    if users is not None:
-        if not users.is_file():
-            raise UserError(f"--users {users}: no such file")
-        if not any("model" in part for part in parts):
-            raise UserError("--users: is for a model file; give one by --reward")
-        parts = [part | ({"users": str(users.resolve())} if "model" in part else {}) for part in parts]
-    return parts[0] if len(parts) == 1 else {"kind": "weighted", "members": parts}
 
 
 def _reward_of(name: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""`--track tensorboard[:DIR]`: log training to any tracker of Accelerate.
-
-Each fit is a tracker run with the same metric names: those of steps.jsonl, and `validation/<metric>`.
-"""
+"""`--track tensorboard[:DIR]`: log training to any tracker of Accelerate, a run of it for each fit."""
 
 from __future__ import annotations
 
@@ -19,23 +16,18 @@ from adagrpo.pipeline import Console
 FITTED = "learning_rate"  # logged by every step of a fit, and only there
 
 
-def parse_tracker(text: str, directory: Path) -> tuple[str, Path]:
-    """Return tracker and output folder of `NAME` or `NAME:DIR`; the default is `NAME` in the run directory."""
-    name, _, folder = text.partition(":")
-    known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
-    if name not in known:
-        raise UserError(f"--track {name}: no such tracker; there are {', '.join(known)}")
-    if name not in map(str, get_available_trackers()):
-        how = install("track") if name == "tensorboard" else f"pip install {name}"
-        raise UserError(f"--track {name}: is not installed; {how}")
-    return name, Path(folder) if folder else directory / name
-
-
 class TrackingConsole:
-    """Console that forwards to another one and to a tracker."""
+    """Console that forwards to another one and to a tracker, `NAME` or `NAME:DIR`, by default in the run directory."""
 
-    def __init__(self, shown: Console, kind: str, folder: Path) -> None:
-        self.shown, self.kind, self.folder = shown, kind, folder
+    def __init__(self, shown: Console, text: str, directory: Path) -> None:
+        name, _, folder = text.partition(":")
+        known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
+        if name not in known:
+            raise UserError(f"--track {name}: no such tracker; there are {', '.join(known)}")
+        if name not in map(str, get_available_trackers()):
+            how = install("track") if name == "tensorboard" else f"pip install {name}"
+            raise UserError(f"--track {name}: is not installed; {how}")
+        self.shown, self.kind, self.folder = shown, name, Path(folder) if folder else directory / name
         self.label = ""
         self.tracker: Any = None  # accelerate has no types
 

@@ -116,11 +116,6 @@ class PolicyConfig(Section):
     item_negatives: Annotated[int, Field(ge=0)] = 2048
     item_prefix: Annotated[int, Field(ge=0)] = 0
 
-    @property
-    def can_leave_codes(self) -> bool:
-        """True if the policy may generate tokens that are no codes."""
-        return self.lm is not None
-
     @model_validator(mode="after")
     def _model_of_its_kind(self) -> Self:
         if (self.kind == "causal_lm") != (self.lm is not None):

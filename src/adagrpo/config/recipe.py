@@ -15,17 +15,13 @@ from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig, Tokeniz
 from adagrpo.config.objective import ObjectiveConfig, in_sections
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.rules import RulesConfig
-from adagrpo.config.section import Positive, Section, explain
+from adagrpo.config.section import Positive, Section, explain, read_mapping
 from adagrpo.config.training import TrainConfig
-from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
+from adagrpo.config.yaml_text import column_name, parse_yaml
 from adagrpo.errors import UserError
 from adagrpo.objective import GATES
 
-COLUMNS = (
-    ["data", "columns"],
-    ["data", "impressions", "columns"],
-    ["data", "random", "columns"],
-)  # whose values are names
+COLUMNS = ("data.columns", "data.impressions.columns", "data.random.columns")  # whose values are names
 DEFAULT_KIND = SequentialOptions().kind  # of a reward that does not say
 MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 
@@ -53,40 +49,34 @@ class Config(Section):
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
-    def _folds_are_of_the_ranker(self) -> Self:
-        if self.ranker.folds > 1 and self.reward != SequentialOptions():
+    def _sections_go_together(self) -> Self:
+        data, ranker, kind = self.data, self.ranker, "data.split.kind impressions"
+        if ranker.folds > 1 and self.reward != SequentialOptions():
             raise ValueError(
                 "ranker.folds cross-fits the run's own sequential ranker alone; set it to 0 or drop reward"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _what_needs_an_order(self) -> Self:
-        data, ranker = self.data, self.ranker
         if not self.without_order:
             return self
         least = max(data.min_user_interactions, data.min_item_interactions)
-        refused = {
-            "data.split.users bounds the evaluated users of logs with an order; kind impressions has held_out": (
-                data.split.users is not None
+        for applies, message in (
+            (
+                data.split.users is not None,
+                "data.split.users bounds the evaluated users of logs with an order; kind impressions has held_out",
             ),
-            "data.split.kind impressions is for logs without order; a marketplace has one": (
-                data.marketplace is not None
+            (data.marketplace is not None, f"{kind} is for logs without order; a marketplace has one"),
+            (data.shuffle_ties or least > 1, f"{kind} takes neither shuffle_ties nor minimum interactions"),
+            (
+                data.keep_unseen_items,
+                f"{kind} takes the items that were shown; keep_unseen_items has none to keep",
             ),
-            "data.split.kind impressions takes neither shuffle_ties nor minimum interactions": (
-                data.shuffle_ties is not None or least > 1
+            (data.drop_duplicates, f"{kind} keeps each user and item once; drop_duplicates has nothing to drop"),
+            (
+                ranker.folds > 1,
+                "ranker.folds is for post-training; impressions without order have none, set it to 0",
             ),
-            "data.split.kind impressions takes the items that were shown; keep_unseen_items has none to keep": (
-                data.keep_unseen_items
-            ),
-            "data.split.kind impressions keeps each user and item once; drop_duplicates has nothing to drop": (
-                data.drop_duplicates
-            ),
-            "ranker.folds is for post-training; impressions without order have none, set it to 0": ranker.folds > 1,
-            "ranker.user_share is for logs with an order; set it to 1": ranker.user_share < 1,
-            "reward.weights are needed: a deviation within lists takes a policy": self.reward.in_list_stds,
-        }
-        for message, applies in refused.items():
+            (ranker.user_share < 1, "ranker.user_share is for logs with an order; set it to 1"),
+            (self.reward.in_list_stds, "reward.weights are needed: a deviation within lists takes a policy"),
+        ):
             if applies:
                 raise ValueError(message)
         return self
@@ -115,11 +105,9 @@ class Config(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe, merge it over its `base`, and apply overrides.
+    """Read a recipe, merge it over its `base`, a path relative to it, and apply overrides, `a.b=c` as for `--set`.
 
-    Args:
-        path: a YAML file. Its key `base` is a path relative to it; mappings merge, lists and scalars replace.
-        overrides: `a.b=c` as for `--set`; `c` is YAML, or a column name.
+    Mappings merge, lists and scalars replace.
 
     Raises:
         UserError: the file is missing or not YAML, bases are cyclic or too many, a key is unknown or a value invalid.
@@ -128,14 +116,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
-    """Validate the content of a recipe, changed in place by overrides.
-
-    Args:
-        source: name of the recipe in errors.
-
-    Raises:
-        UserError: a key is unknown or a value invalid.
-    """
+    """Validate the content of a recipe, changed in place by overrides; UserError, of `source`, if it is invalid."""
     of_reward: set[str] = set()  # keys of the reward that an override has set
     _move_earlier_keys(content)
     for override in overrides:
@@ -165,14 +146,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if len(above) > MOST_BASES:
         raise UserError(f"{above[0]}: more than {MOST_BASES} recipes, each the base of another; let one inherit less")
     of_base = f" (base of {above[-1]})" if above else ""
-    try:
-        content = read_yaml(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe{of_base}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}){of_base}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}{of_base}")
+    content = read_mapping(path, "recipe", of_base, "a mapping of sections")
     _move_earlier_keys(content)
     base = content.pop("base", None)
     if base is None:
@@ -185,15 +159,13 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         kind = below.get("kind", DEFAULT_KIND)
         if own.get("kind", kind) != kind:
             del inherited["reward"]
-    return _merged(inherited, content)
+    return dict(_merged(inherited, content))
 
 
-def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(inherited)
-    for key, value in own.items():
-        known = merged.get(key)
-        merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return merged
+def _merged(inherited: Any, own: Any) -> Any:
+    if not isinstance(inherited, dict) or not isinstance(own, dict):
+        return own
+    return inherited | {key: _merged(inherited.get(key), value) for key, value in own.items()}
 
 
 def _move_earlier_keys(content: dict[str, Any]) -> None:
@@ -208,7 +180,7 @@ def _apply(content: dict[str, Any], override: str, of_reward: set[str]) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write key=value, for example objective.lambda=0.5")
     try:
-        value = column_name(text) if keys[:-1] in COLUMNS else parse_yaml(text)
+        value = column_name(text) if dotted.rpartition(".")[0] in COLUMNS else parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: '{text}' is not YAML") from error
     for key in keys[:-1]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from adagrpo.config.evaluation import GroupFilter, one_or_several
-from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share, read_section
+from adagrpo.config.section import Finite, NonNegativeFloat, Positive, Section, Share
 
 
 class AvailableConfig(Section):
@@ -110,8 +109,3 @@ class RulesConfig(Section):
     def named(self) -> list[str]:
         """The rules that are set."""
         return list(self.model_dump(exclude_defaults=True))
-
-
-def load_rules(path: Path) -> RulesConfig:
-    """Read a file of rules; an empty one has none. Errors as in `read_section`."""
-    return read_section(path, RulesConfig, "file of rules", may_be_empty=True)

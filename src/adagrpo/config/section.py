@@ -92,18 +92,25 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 def read_section(path: Path, model: type[M], what: str, *, may_be_empty: bool = False) -> M:
     """Read a YAML file of settings; UserError if missing, not YAML, or with an unknown key or invalid value."""
     try:
-        content = read_yaml(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such {what}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    content = {} if content is None and may_be_empty else content
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a {what} is a mapping, this is {type(content).__name__}")
-    try:
-        return model.model_validate(content)
+        return model.model_validate(read_mapping(path, what, may_be_empty=may_be_empty))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, model)}") from error
+
+
+def read_mapping(
+    path: Path, what: str, of: str = "", form: str = "a mapping", *, may_be_empty: bool = False
+) -> dict[str, Any]:
+    """Read a YAML file; UserError, which `of` ends, if it is missing, not YAML, or no mapping."""
+    try:
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such {what}{of}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}){of}") from error
+    content = {} if content is None and may_be_empty else content
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a {what} is {form}, this is {type(content).__name__}{of}")
+    return content
 
 
 def nearest(name: str, names: Iterable[str], more: str = "") -> str:

@@ -20,11 +20,7 @@ class Change(NamedTuple):
 
 
 def read_settings(config: Section, reads: Collection[str], but: Collection[str] = ()) -> dict[str, Any]:
-    """Return the non-default settings below some keys, JSON-able.
-
-    Args:
-        reads: dotted keys of values or sections, by field name.
-        but: dotted keys below those to omit.
+    """Return the non-default settings below some dotted keys, by field name, without those below `but`, JSON-able.
 
     Raises:
         KeyError: a key is unknown.
@@ -41,10 +37,11 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
     for key in reads:
         *above, name = key.split(".")
         section: Any = config
-        for part in above:
-            section = getattr(section, part) if part in type(section).model_fields else _unknown(key)
-        if name not in type(section).model_fields:
-            _unknown(key)
+        for part in [*above, name]:
+            if part not in type(section).model_fields:
+                raise KeyError(f"the configuration has no key '{key}'")
+            section, parent = getattr(section, part), section
+        section = parent
         if name in section.not_of_the_result:
             raise ValueError(f"'{key}' decides no result, so no stage reads it")
         value, default = _of_field(section, name, key, but)
@@ -54,10 +51,7 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
 
 
 def changed_settings(config: Section, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Compare two results of `read_settings` by key; omitted keys have their defaults.
-
-    Args:
-        config: to which `now` belongs.
+    """Compare two results of `read_settings` by key, the second of `config`; omitted keys have their defaults.
 
     Example:
         >>> from adagrpo.config import Config
@@ -129,7 +123,3 @@ def _reduced(value: Any, key: str, but: tuple[str, ...]) -> Any:
     if isinstance(value, tuple | list):
         return [_reduced(part, key, but) for part in value]
     return value
-
-
-def _unknown(key: str) -> Any:
-    raise KeyError(f"the configuration has no key '{key}'")

@@ -130,10 +130,7 @@ class ArmConfig(Section):
         return common.lambda_ if self.lambda_ is None else self.lambda_
 
     def pressure_of(self, common: ObjectiveConfig) -> float | None:
-        """Return the pressure, the arm's own or the common one; None if λ is used.
-
-        An arm's own λ overrides the common pressure, and objectives without pressure use the common λ.
-        """
+        """Return the pressure, the arm's own, or the common one if it has no λ of its own; None if λ is used."""
         if self.pressure is not None or self.lambda_ is not None or not self._takes_pressure:
             return self.pressure
         return common.pressure
@@ -146,11 +143,7 @@ class ArmConfig(Section):
         return next((name for name in TERMS[self.term].in_list_stds if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
-        """Return the settings of `objective` that the arm's training reads, JSON-able.
-
-        Args:
-            defaults: False omits values equal to their defaults.
-        """
+        """Return the settings of `objective` that the arm's training reads, JSON-able; `defaults` also usual ones."""
         resolved = self.resolved_objective(common)
         content: dict[str, Any] = {"objective": self.objective}
         if self.term is None:  # its budget is that of the arms that use each batch so often
@@ -169,14 +162,9 @@ class ArmConfig(Section):
         return content | resolved.model_dump(mode="json", by_alias=True, exclude=others, exclude_defaults=not defaults)
 
     @property
-    def own_gate(self) -> str | None:
-        """Default gate of the objective; None without a reward."""
-        return OBJECTIVES[self.objective].gate
-
-    @property
     def admits(self) -> str | None:
-        """The gate."""
-        return self.gate or self.own_gate
+        """The gate, by default the objective's; None without a reward."""
+        return self.gate or OBJECTIVES[self.objective].gate
 
     @property
     def reads_truth(self) -> bool:
@@ -188,18 +176,14 @@ class ArmConfig(Section):
         """Own name, or `<objective>[-<gate>][-lambda<number> or -pressure<number>]`."""
         if self.own_name is not None:
             return self.own_name
-        gate = "" if self.admits == self.own_gate else f"-{self.gate}"
+        gate = "" if self.admits == OBJECTIVES[self.objective].gate else f"-{self.gate}"
         given = {"lambda": self.lambda_, "pressure": self.pressure}
         numbers = (f"-{name}{value:g}" for name, value in given.items() if value is not None)
         return f"{self.objective}{gate}" + "".join(numbers)
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """Return the arm with a `name`.
-
-        Raises:
-            UserError: there is none; the nearest name is suggested.
-        """
+        """Return the arm with a `name`; UserError, with the nearest one, if there is none."""
         try:
             return cls.model_validate(_arm_of(name))
         except ValidationError as error:

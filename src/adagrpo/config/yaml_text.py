@@ -42,13 +42,7 @@ for _kind in (_Loader, _Quick, _Dumper):
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        yaml.YAMLError: it is not YAML, exceeds a bound, or has a duplicate key.
-        OSError: it cannot be read.
-        UnicodeDecodeError: it is not UTF-8.
-    """
+    """Read a YAML file; YAMLError if it is none, exceeds a bound or repeats a key, OSError, UnicodeDecodeError."""
     return parse_yaml(read_text(path))
 
 
@@ -62,11 +56,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, *, ours: bool = False) -> Any:
-    """Parse a YAML text; errors as in `read_yaml`.
-
-    Args:
-        ours: written by `dump_yaml`; uses a faster parser.
-    """
+    """Parse a YAML text, of `ours`, written by `dump_yaml`, by a faster parser; errors as in `read_yaml`."""
     kind = _Quick if ours and not HALF.search(text) else _Loader
     _bound(text, kind)
     loader = kind(text)

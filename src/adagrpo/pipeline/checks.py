@@ -1,7 +1,4 @@
-"""Refuse stale stages that a command reads, `--set` keys that it does not, and early, files that later stages lack.
-
-A command rebuilds its own stages; evaluation and report skip stale arms.
-"""
+"""Refuse stale stages that a command reads, `--set` keys that it does not, and early, files that later stages lack."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import MEASURES_REWARD, Part, names_key, sources_of
 from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
-from adagrpo.pipeline.staleness import finished_arms, parts_of, upstream
+from adagrpo.pipeline.staleness import finished_arms, parts_of
 from adagrpo.rewards import load_function, load_model
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
@@ -33,14 +30,7 @@ ALL_OTHERS = ("diagnose", "evaluate")  # their `--set` may not make a finished s
 
 
 def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
-    """Refuse a command whose inputs are stale or whose settings are not its own.
-
-    Args:
-        stages: inputs besides the usual ones.
-
-    Raises:
-        UserError: with the command that fixes it.
-    """
+    """Refuse a command whose inputs, `stages` besides the usual ones, are stale, or whose settings are not its own."""
     parts, config = parts_of(run, measuring=verb in MEASURES), run.config
     makes = DECIDES if verb == "decide" else (verb,)
     rows = {name: run.stages.row(name) for name in parts}
@@ -53,7 +43,12 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
                 read += sources_of(declare(run).reads)
     else:
         read.append("tokenize")
-    needed = [parts[name] for name in upstream(parts, (name for name in read if name not in made))]
+    wanted, found = [name for name in read if name not in made], set[str]()
+    while wanted:
+        if (name := wanted.pop()) in parts and name not in found:
+            found.add(name)
+            wanted += parts[name].sources
+    needed = [part for name, part in parts.items() if name in found]
     keys = [text.partition("=")[0] for text in run.overrides]
     if run.described is not None:
         before, now = dump_config(run.described), dump_config(config)
@@ -165,10 +160,9 @@ def check_test_cases(run: RunDirectory) -> None:
 
 
 def check_logs(run: RunDirectory) -> None:
-    """Refuse to rebuild a run from other logs.
+    """Refuse to rebuild a run from other logs; impressions or an item table may be added.
 
-    Original files must be unchanged and no log added; impressions or an item table may be added. Logs that a run makes
-    itself only have to be of the same kind.
+    Logs that a run makes itself only have to be of the same kind.
     """
     known = kept(run, "prepare")
     if known is None:

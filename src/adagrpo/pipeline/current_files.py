@@ -47,13 +47,10 @@ class CurrentFiles:
     @property
     def notes(self) -> list[str]:
         """Return a sentence per omission."""
-        left_out = [
-            part for part in self.parts.values() if part.there and not part.usable and part.name.startswith(SHOWN)
-        ]
-        kept = [part for part in self.parts.values() if part.usable and part.why]
+        there = [part for part in self.parts.values() if part.there and part.name.startswith(SHOWN)]
         return [
-            *(f"{part.name} is left out, it is {part.state}: {part.why}." for part in left_out),
-            *(f"{part.name}: {part.why}." for part in kept),
+            *(f"{part.name} is left out, it is {part.state}: {part.why}." for part in there if not part.usable),
+            *(f"{part.name}: {part.why}." for part in self.parts.values() if part.usable and part.why),
             *([f"The decision is left out, it is stale: {self.undecided}."] if self.undecided else []),
         ]
 

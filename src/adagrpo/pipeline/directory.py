@@ -1,7 +1,6 @@
 """A run's folder and settings, and verified reads of its files, by manifest or, for files of no stage, run.yaml.
 
-Files missing from a continued run are read from its source run. With several processes, the first locks and writes;
-others only join in fits.
+Files missing from a continued run are read from its source run. Of several processes the first locks and writes.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -32,13 +32,13 @@ from adagrpo.pipeline.description import (
     hash_of_output,
     read_description,
 )
-from adagrpo.pipeline.json_files import append_event, cut_half_line, read_events, read_json
+from adagrpo.pipeline.json_files import EVENTS, read_events, read_json
 from adagrpo.pipeline.stage import Declaration, MadeFrom, Read, StageTable
 from adagrpo.storage.artifacts import manifest, verify_file
-from adagrpo.storage.hashes import cached_hash
+from adagrpo.storage.hashes import cached_hash, checked_line
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import MARK, Kind, check_kind, is_marked, read_mark
-from adagrpo.storage.writing import MANIFEST
+from adagrpo.storage.writing import MANIFEST, naming
 from adagrpo.trainer.processes import processes
 
 ALWAYS = ("name", "threads")  # settings accepted by every command, without effect on results
@@ -51,34 +51,22 @@ class RunDirectory(ABC):
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path,  # created at the first write
         config: Config,
-        data: Path,
+        data: Path,  # base folder of the recipe's relative paths
         console: Console | None = None,
-        code: Path | None = None,
-        source: Path | None = None,
-        measured: RunDirectory | None = None,
-        begun: RunDirectory | None = None,
+        code: Path | None = None,  # folder of the recipe's modules; None is the working directory
+        source: Path | None = None,  # a read-only run for missing stages
+        measured: RunDirectory | None = None,  # likewise, of a refit; its files are also `measured/<path>`
+        begun: RunDirectory | None = None,  # whose weights a refresh goes on from; its files are `begun/<path>`
     ) -> None:
-        """Inspect a run directory, which is created at the first write.
-
-        Args:
-            data: base folder of the recipe's relative paths.
-            code: folder of the recipe's modules; None is the working directory.
-            source: a read-only run for missing stages.
-            measured: likewise, of a refit, see `adagrpo.pipeline.refit`; its files are also `measured/<path>`.
-            begun: of a refresh, the refit or refresh whose weights it goes on from; its files are `begun/<path>`.
-
-        Raises:
-            UserError: the directory holds something else, or an arm has a list's name.
-        """
         self._kind: Kind = "run" if measured is None else "refit" if begun is None else "refresh"
         check_kind(directory, self._kind)
         for arm in config.train.arms:
             if parse_list(arm.name).policy is None:
                 raise UserError(f"train.arms: '{arm.name}' is the name of a list; take another")
-        self.directory, self.config, self.data, self.source = directory, config, data, source
-        self.measured, self.begun = measured, begun
+        self.directory, self.config, self.data = directory, config, data
+        self.source, self.measured, self.begun = source, measured, begun
         self.called = directory  # the path as given by the user
         self.overrides: tuple[str, ...] = ()  # this command's overrides of run.yaml
         self.catalog = 0  # catalogue version to evaluate, see `adagrpo.pipeline.versions`
@@ -108,7 +96,6 @@ class RunDirectory(ABC):
         Args:
             settings: like `--set`, `{"reward.kind": "noise"}`; kept in run.yaml when a command succeeds.
             out: another run directory, new or begun this way, for all output.
-            progress: show progress on stderr.
 
         Raises:
             UserError: a run is missing or damaged, a setting is invalid, or `out` does not continue this run.
@@ -184,9 +171,11 @@ class RunDirectory(ABC):
     def find(self, *parts: str) -> Path | None:
         """Return `checked`; None if missing."""
         path = self.path(*parts)
-        if path.name == DESCRIPTION and path.is_file():
+        if not path.is_file():
+            return None
+        if path.name == DESCRIPTION:
             read_description(path.parent)
-        return self.checked(*parts) if path.is_file() else None
+        return self.checked(*parts)
 
 
 def find_content(run: RunDirectory, *parts: str) -> dict[str, Any] | None:
@@ -205,7 +194,10 @@ def locked(run: RunDirectory) -> Iterator[None]:
     with lock_folder(run.directory, run._kind, **facts):
         run._locked = True
         try:
-            cut_half_line(run.directory)
+            log = run.directory / EVENTS
+            content = log.read_bytes() if log.is_file() and not log.is_symlink() else b""
+            if content and not content.endswith(b"\n"):  # a crash left half a line
+                os.truncate(log, content.rfind(b"\n") + 1)
             yield
         finally:
             run._locked = False
@@ -291,43 +283,20 @@ def hashes_of(run: RunDirectory, reads: Iterable[Read]) -> dict[str, str]:
     return {label: hash_of(run, read) for label, read in by_label(run, reads).items()}
 
 
-def made_from(
-    run: RunDirectory, declared: Declaration, hashed: Callable[[RunDirectory, Read], str] | None = None
-) -> MadeFrom:
-    """Return what a stage would be made from now."""
-    read = read_settings(run.config, declared.settings, declared.but)
-    settings, also = json.loads(json.dumps([read, declared.also]))
-    labelled = by_label(run, declared.reads).items()
-    found = [(label, one, (hashed or hash_of)(run, one)) for label, one in labelled]
-    return MadeFrom(
-        declared.version,
-        settings,
-        also,
-        {one: digest for _, one, digest in found if isinstance(one, str)},
-        {label: digest for label, one, digest in found if not isinstance(one, str)},
-        tuple(declared.settings),
-        tuple(declared.but),
-    )
-
-
 def kept(run: RunDirectory, stage: str) -> MadeFrom | None:
     """Return what a finished stage was made from; None if missing or of an unknown version."""
     return MadeFrom.of(manifest(folder_of(run, stage)) or {}, run.stages)
 
 
-def stage_over(path: Path, read_manifest: Callable[[Path], Any] = manifest) -> tuple[Path, Mapping[str, Any]] | None:
+def stage_over(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """Return folder and manifest of the stage that a file is in, or None."""
     root = next(filter(is_marked, path.parents), path.parent)
     folders = takewhile(lambda folder: folder != root, path.parents)
-    return next(((folder, content) for folder in folders if (content := read_manifest(folder)) is not None), None)
+    return next(((folder, content) for folder in folders if (content := manifest(folder)) is not None), None)
 
 
 def hash_of(run: RunDirectory, read: Read) -> str:
-    """Return a file's sha256.
-
-    Raises:
-        UserError: the file is missing, or belongs to a run and was changed.
-    """
+    """Return a file's sha256; UserError if it is missing, or belongs to a run and was changed."""
     path = place_of(run, read)
     if not path.is_file():
         root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
@@ -342,6 +311,19 @@ def hash_of(run: RunDirectory, read: Read) -> str:
     if (found := stage_over(path)) is not None:
         return verify_file(found[0], path.relative_to(found[0]).as_posix(), found[1])
     return hash_of_output(path.parent, path.name) if is_marked(path.parent) else cached_hash(path)
+
+
+def made_from(
+    run: RunDirectory, declared: Declaration, hashed: Callable[[RunDirectory, Read], str] = hash_of
+) -> MadeFrom:
+    """Return what a stage would be made from now."""
+    read = read_settings(run.config, declared.settings, declared.but)
+    settings, also = json.loads(json.dumps([read, declared.also]))
+    labelled = by_label(run, declared.reads)
+    digests = {label: hashed(run, one) for label, one in labelled.items()}
+    reads = {one: digests[label] for label, one in labelled.items() if isinstance(one, str)}
+    files = {label: digests[label] for label, one in labelled.items() if not isinstance(one, str)}
+    return MadeFrom(declared.version, settings, also, reads, files, tuple(declared.settings), tuple(declared.but))
 
 
 def events_of(run: RunDirectory) -> list[dict[str, Any]]:
@@ -360,9 +342,14 @@ def refuse_without_order(config: Config, command: str) -> None:
 
 def log_event(run: RunDirectory, stage: str, event: str, seconds: float = 0.0) -> None:
     """Log a stage's event, or a sentence about it."""
-    if processes().is_main_process:
-        append_event(run.directory, stage, event, seconds)
-        run.console.stage(stage, event, seconds)
+    if not processes().is_main_process:
+        return
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    row = {"time": time, "stage": stage, "event": event, "seconds": round(seconds, 3)}
+    descriptor = os.open(run.directory / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with naming(run.directory / EVENTS), os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(checked_line(row))
+    run.console.stage(stage, event, seconds)
 
 
 # commands for messages; they repeat the user's `--set`, which run.yaml lacks
@@ -370,16 +357,14 @@ def log_event(run: RunDirectory, stage: str, event: str, seconds: float = 0.0) -
 
 def command(run: RunDirectory, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
     """Return a command as typed, in backticks."""
-    place = shlex.quote(str(run.called))
+    place, data = shlex.quote(str(run.called)), run.config.data
     if verb in ("prepare", "run"):
         recipe = f"`adagrpo run RECIPE --out {place}`"
-        simulated = run.config.data.marketplace is not None
-        exposures = run.config.data.exposures
-        logs = "LOGS" if run.config.data.logs else ""
-        logs += " --impressions FILE" if run.config.data.impressions is not None else ""
-        logs += f" --exposures {shlex.quote(exposures.path)}" if exposures is not None else ""
-        if verb == "run" or simulated:
+        if verb == "run" or data.marketplace is not None:
             return recipe
+        logs = "LOGS" if data.logs else ""
+        logs += " --impressions FILE" if data.impressions is not None else ""
+        logs += f" --exposures {shlex.quote(data.exposures.path)}" if data.exposures is not None else ""
         given = "".join(f" --set {key}=..." for key in data_settings(run.config))
         if given:  # otherwise `prepare` would use the defaults
             return f"{recipe} or `adagrpo prepare {logs.strip()} --out {place}{given}`"

@@ -18,7 +18,7 @@ from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
-from adagrpo.off_policy import Drawn, Row, summarise
+from adagrpo.off_policy import Drawn, summarise
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory, hash_of, trained_arms
 from adagrpo.pipeline.factories import Models
@@ -44,26 +44,16 @@ class _Lists(NamedTuple):
 def estimate_policy(
     run: RunDirectory,
     exposures: Path,
-    requests: Path,
+    requests: Path,  # a file of request_id and history
     arm: str,
     checkpoint: Checkpoint = "best",
     *,
-    temperature: float | None = None,
-    reward: str = "click",
-    exclude_history: bool | None = None,
+    temperature: float | None = None,  # None keeps that of each logged list
+    reward: str = "click",  # kind of feedback, counted once per item
+    exclude_history: bool | None = None,  # None as in the run's evaluation
     catalog: str = LATEST,
 ) -> dict[str, Any]:
-    """Return estimates of the clicks under another policy.
-
-    Args:
-        requests: a file of request_id and history.
-        temperature: None keeps that of each logged list.
-        reward: kind of feedback, counted once per item.
-        exclude_history: drop a history's items from its list; None as in the run's evaluation.
-        catalog: see `adagrpo.pipeline.named_lists.ListOptions`.
-
-    Returns:
-        JSON: `policy`, `estimates` and `counts`.
+    """Return estimates of the clicks under another policy, JSON: `policy`, `estimates` and `counts`.
 
     Raises:
         UserError: no drawn list with a known history, no such feedback, or mismatching histories.
@@ -78,12 +68,19 @@ def estimate_policy(
         )
     lists, checked = _check(run, lists, served, Models(RunData(run, open_version(run, catalog))))
     log = _drawn(served, lists, temperature)
-    found = summarise(log)
+    estimates = []
+    for row in summarise(log):
+        content: dict[str, Any] = {"of": row.of, "estimator": row.estimator, "refused": row.refused}
+        if row.estimate is not None:
+            content |= {name: float(value) for name, value in row.estimate._asdict().items()}
+        if row.overlap is not None:
+            content["overlap"] = {name: float(value) for name, value in row.overlap._asdict().items()}
+        estimates.append(content)
     return {
         "policy": about["versions"],
         "temperature": temperature,
         "reward": reward,
-        "estimates": [_said(row) for row in found],
+        "estimates": estimates,
         "counts": lists.counts | {"users": len(np.unique(log.users)), "probabilities_checked": checked},
     }
 
@@ -198,19 +195,6 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
         others |= {*far}
         checked += len(numbers)
     kept = [number for number in range(len(lists.rows)) if number not in others]
-    left = _Lists(
-        [lists.rows[number] for number in kept],
-        [lists.histories[number] for number in kept],
-        lists.clicks,
-        lists.counts | {"with_other_probabilities": len(others), "lists": len(kept)},
-    )
-    return left, checked
-
-
-def _said(row: Row) -> dict[str, Any]:
-    said: dict[str, Any] = {"of": row.of, "estimator": row.estimator, "refused": row.refused}
-    if row.estimate is not None:
-        said |= {name: float(value) for name, value in row.estimate._asdict().items()}
-    if row.overlap is not None:
-        said["overlap"] = {name: float(value) for name, value in row.overlap._asdict().items()}
-    return said
+    counts = lists.counts | {"with_other_probabilities": len(others), "lists": len(kept)}
+    rows, histories = [lists.rows[number] for number in kept], [lists.histories[number] for number in kept]
+    return _Lists(rows, histories, lists.clicks, counts), checked

@@ -1,8 +1,4 @@
-"""The data of a run: prepared data, versions of the catalogue and truth.
-
-Reads go through `RunDirectory.checked`, `checked_stage` or `hash_of`, so changed files are never used. Only
-`cases("test")` reads test data.
-"""
+"""The data of a run, of files that are as they were made; only `cases("test")` reads test data."""
 
 from __future__ import annotations
 
@@ -150,13 +146,8 @@ class RunData:
     """Read what a run's stages made."""
 
     def __init__(self, run: RunDirectory, version: CatalogVersion | None = None) -> None:
-        """Read a run.
-
-        Args:
-            version: of the catalogue; None is the policies' own.
-        """
         self.run, self.config = run, run.config
-        self.version = version or CatalogVersion(run, 0)
+        self.version = version or CatalogVersion(run, 0)  # of the catalogue; by default the policies' own
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -202,9 +193,8 @@ class RunData:
         if options is None or options.checkpoint is None:
             return []
         folder = self.run.data / options.checkpoint
-        kinds = ["*.json", "*.safetensors"]
-        if not (folder / "tokenizer.json").is_file():  # supersedes these
-            kinds += ["*.txt", "*.model"]
+        supersedes = (folder / "tokenizer.json").is_file()
+        kinds = ["*.json", "*.safetensors", *([] if supersedes else ["*.txt", "*.model"])]
         files: list[Read] = [*sorted(path for kind in kinds for path in folder.glob(kind))]
         if not files:
             raise UserError(f"{folder}: no Hugging Face folder; policy.lm.checkpoint is a local one below --data")
@@ -244,10 +234,8 @@ class RunData:
     @cached_property
     def catalog(self) -> Catalog:
         """Item to codes and back, in the policy's level sizes."""
-        catalog = self.version.codes
-        if self.config.policy.can_leave_codes:
-            catalog = catalog.with_outside()
-        return catalog.to(self.device)
+        catalog = self.version.codes  # a language model may generate tokens that are no codes
+        return (catalog if self.config.policy.lm is None else catalog.with_outside()).to(self.device)
 
     @cached_property
     def tail(self) -> NDArray[np.bool_]:
@@ -350,8 +338,7 @@ class RunData:
     @property
     def exposure_power(self) -> float:
         """The recipe's power of exposure, or the default."""
-        given = self.config.decide.exposure_power
-        return EXPOSURE_POWER if given is None else given
+        return EXPOSURE_POWER if (given := self.config.decide.exposure_power) is None else given
 
     @cached_property
     def times_shown(self) -> NDArray[np.int64] | None:
@@ -441,12 +428,8 @@ class RunData:
         """Return the utility just before each target purchase; None without a complete truth."""
         if not self.truth_knows_all:
             return None
-        users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
-        return lambda items: self._truth.utility_before(users, targets, np.maximum(items, 0))
-
-    @cached_property
-    def _truth(self) -> Truth:
-        return self.truth()
+        truth, users, targets = self.truth(), cases.users.astype(np.int64), cases.targets.astype(np.int64)
+        return lambda items: truth.utility_before(users, targets, np.maximum(items, 0))
 
     def true_utility(self) -> TrueUtility:
         """Return the utility just before each logged choice."""

@@ -1,10 +1,6 @@
-"""Make a stage: in a work folder, which a rename publishes when it is complete.
+"""Make a stage unless what it was made from is unchanged: in a work folder, which a rename publishes when complete.
 
-    DIR/<stage>/manifest.json            files, fingerprint, and what it was made from (`MadeFrom`)
-    DIR/.work/<stage>/                   an attempt; `/` in the name becomes `.`
-    DIR/.work/<stage>.fingerprint        fingerprint that the attempt was begun for
-
-A stage is skipped when what it was made from is unchanged, and an interrupted attempt for the same inputs goes on.
+.work/<stage>, whose `/` becomes `.`, is an attempt, .work/<stage>.fingerprint what it was begun for: the same goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +22,7 @@ BUILD, DONE = "build", "done"  # messages from the first process to the others
 
 
 def make(run: RunDirectory, name: str, declared: Declaration) -> Path:
-    """Make a stage unless it is up to date; return its path.
-
-    Raises:
-        UserError: an input is missing, or the stage was changed.
-    """
+    """Make a stage unless it is up to date, return its path; UserError: an input is missing, or it was changed."""
     if not processes().is_main_process:
         while processes().broadcast() == BUILD:
             declared.build(_work(run.directory, name))

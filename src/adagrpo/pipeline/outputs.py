@@ -1,7 +1,4 @@
-"""Entries of a run's run.yaml, and the files outside its stages that they vouch for.
-
-`collected` and `decided` hold the fingerprints of the stages behind metrics.json and decision.json.
-"""
+"""Entries of a run's run.yaml, and the files outside its stages that they vouch for."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
 
-COLLECTED, DECIDED = "collected", "decided"
+COLLECTED, DECIDED = "collected", "decided"  # fingerprints of the stages behind metrics.json and decision.json
 
 
 def keep_settings(

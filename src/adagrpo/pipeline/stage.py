@@ -1,8 +1,4 @@
-"""What a stage of a run is: a row of the table of stages, what one is made from, and its state.
-
-Stages join by name: `Declaration.reads` names a file of another stage as `stage:file`, such as
-`sft:best/model.safetensors`.
-"""
+"""What a stage of a run is: a row of the table of stages, what one is made from, and its state."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ CHECKPOINTS = (
     *("semantic_ids.json", "config.json"),
 )
 
-Read = str | Path  # `stage:file`, or a file outside the run
+Read = str | Path  # `stage:file`, such as `sft:best/model.safetensors`, or a file outside the run
 State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
 
@@ -50,8 +46,7 @@ class Declaration:
 
 
 Declare = Callable[[Any], Declaration]  # of a `RunDirectory`
-# stages of a row that a recipe needs, by name
-Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
+Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]  # of a recipe and arms, by name
 
 
 class MadeFrom(NamedTuple):
@@ -73,10 +68,10 @@ class MadeFrom(NamedTuple):
             return cls(**made_from)
         if "inputs" not in made_from:
             return None
-        # earlier versions had one mapping of paths: `stage/file`, or the label of a file outside the run
-        named = {label: stages.named(label) for label in made_from["inputs"]}
-        reads = {read: made_from["inputs"][label] for label, read in named.items() if read is not None}
-        files = {label: made_from["inputs"][label] for label, read in named.items() if read is None}
+        reads, files = dict[str, str](), dict[str, str]()
+        for label, digest in made_from["inputs"].items():  # earlier versions had one mapping of paths
+            read = stages.named(label)
+            (files if read is None else reads)[read or label] = digest
         keys, but = (made_from.get(name, ()) for name in ("reads", "but"))
         return cls(made_from["schema"], made_from["settings"], made_from["also"], reads, files, keys, but)
 
@@ -140,7 +135,7 @@ class Stage:
 
     def matches(self, name: str) -> bool:
         """Return whether a stage name belongs to this row."""
-        return _names(self.name).fullmatch(name) is not None
+        return _pattern(self.name).fullmatch(name) is not None
 
     def why_unused(self, name: str, config: Config) -> str:
         """Return why a recipe does not need a stage, or empty."""
@@ -153,8 +148,8 @@ class Stage:
 
 
 @cache
-def _names(pattern: str) -> re.Pattern[str]:  # `*` is any part of a name, `|` separates options within a part
-    parts = ("|".join(re.escape(option) for option in part.split("|")) for part in pattern.split("/"))
+def _pattern(name: str) -> re.Pattern[str]:  # `*` is any part of a name, `|` separates options within a part
+    parts = ("|".join(re.escape(option) for option in part.split("|")) for part in name.split("/"))
     return re.compile("/".join(f"(?:{part})" for part in parts).replace(r"\*", "[^/]*"))
 
 
@@ -174,11 +169,7 @@ class StageTable(tuple[Stage, ...]):
     def declared(
         self, config: Config, commands: Collection[str] = RUN, arms: Sequence[str] | None = None
     ) -> dict[str, Declare]:
-        """Return a recipe's declarations by name, in execution order.
-
-        Args:
-            arms: arms to evaluate; None: all.
-        """
+        """Return a recipe's declarations by name, in execution order; `arms` are those to evaluate, None: all."""
         names = [arm.name for arm in config.train.arms] if arms is None else list(arms)
         rows = [row for row in self if any(map(row.made_by, commands))]
         return {name: declare for row in rows for name, declare in row.asked_for(config, names).items()}

@@ -1,8 +1,4 @@
-"""Table of stages, in execution order.
-
-A row is one stage, or stages that differ only in arm, fold or checkpoint. To add a stage, add a module to
-`adagrpo.pipeline.stages` and a row here.
-"""
+"""Table of stages, in execution order: a new one is a module of `adagrpo.pipeline.stages` and a row here."""
 
 from __future__ import annotations
 
@@ -17,20 +13,18 @@ from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.list_rules import RULES
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
-from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.stages.evaluate import evaluate_arm, evaluate_start
+from adagrpo.pipeline.stages.evaluate import evaluate
 from adagrpo.pipeline.stages.evaluate_list import evaluate_list
-from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
 from adagrpo.pipeline.stages.fit_policy import sft, train_arm
-from adagrpo.pipeline.stages.fit_ranker import ranker
+from adagrpo.pipeline.stages.fit_ranker import lambdarank, ranker
 from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.stages.fuse import fit_sources, fuse
 from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions, report_exposures
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
 from adagrpo.pipeline.stages.ranker_report import pair_outcomes, report_ranker
-from adagrpo.pipeline.stages.rerank_arms import re_rankings
+from adagrpo.pipeline.stages.reranking import re_rankings, reranking
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
 
 
@@ -45,7 +39,7 @@ def _arms(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
 
 def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     checkpoints = [(arm, kind) for arm in arms for kind in ("best", "final")]
-    return {f"evaluate/{arm}/{kind}": partial(evaluate_arm, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
+    return {f"evaluate/{arm}/{kind}": partial(evaluate, arm=arm, checkpoint=kind) for arm, kind in checkpoints}
 
 
 def _sources(of: Sequence[str]) -> Members:
@@ -179,7 +173,7 @@ STAGES = StageTable(
         Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
         Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, on_request=True),
         Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True, refit=True),
-        Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start),
+        Stage("evaluate/sft", "evaluate", TRAINED, evaluate),
         Stage(f"evaluate/{'|'.join(BASELINES)}", "evaluate", DECODING, members=_alone),
         Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
         Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),

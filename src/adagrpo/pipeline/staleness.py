@@ -6,10 +6,9 @@ the reason. Missing files outside the run make no stage stale; changed logs only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +25,6 @@ from adagrpo.storage.locks import WORK
 GONE = "gone"  # instead of a hash
 UNKNOWN = "unknown"
 ANOTHER_VERSION = "made by another version of this program"
-ReadManifest = Callable[..., dict[str, Any] | None]
 
 
 def parts_of(
@@ -44,24 +42,17 @@ def parts_of(
             checkpoint the other run chose.
         more: declarations of stages that the recipe does not need.
     """
-    lenient, read_manifest = measuring and run.source is not None, cache(manifest)  # one is read for each of its files
-    parts: dict[str, Part] = {}
-
-    def add(stages: Mapping[str, Declare | None]) -> None:
-        for name, declare in stages.items():
-            part = _part(run, parts, name, declare, read_manifest, logs=logs, lenient=lenient)
-            parts.update({} if part is None else {name: part})
-
-    add(run.stages.declared(run.config, RUN[:-1]))
+    parts, how = dict[str, Part](), {"logs": logs, "lenient": measuring and run.source is not None}
+    _add(run, parts, run.stages.declared(run.config, RUN[:-1]), **how)
     arms = [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in parts]
     usable = [arm for arm in arms if parts[f"train/{arm}"].usable]  # `report/paired` has only these
     evaluated = [run.stages.declared(run.config, ["evaluate"], names) for names in (None, usable)]
-    add({**evaluated[0], **evaluated[1], **more})
+    _add(run, parts, {**evaluated[0], **evaluated[1], **more}, **how)
     found = finished_stages(run, "*", "*/*", "*/*/*")
-    add({name: None for name in found if name not in parts and not name.startswith(WORK)})
+    _add(run, parts, {name: None for name in found if name not in parts and not name.startswith(WORK)}, **how)
     for name, part in [*parts.items()] if logs else ():
         row, folder = run.stages.row(name), folder_of(run, name)
-        files = (read_manifest(folder) or {})["files"] if row and row.evaluation_only and part.there else ()
+        files = (manifest(folder) or {})["files"] if row and row.evaluation_only and part.there else ()
         gone = next((folder / file for file in files if not (folder / file).exists()), None)
         if gone is not None:
             why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
@@ -71,29 +62,13 @@ def parts_of(
 
 def states_of(run: RunDirectory, stages: Mapping[str, Declare]) -> dict[str, Part]:
     """Return the state of some stages alone, given in execution order."""
-    parts, read_manifest = dict[str, Part](), cache(manifest)
-    for name, declare in stages.items():
-        part = _part(run, parts, name, declare, read_manifest, logs=False, lenient=False)
-        parts.update({} if part is None else {name: part})
+    parts = dict[str, Part]()
+    _add(run, parts, stages, logs=False, lenient=False)
     return parts
 
 
-def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
-    """Return stages with all their inputs, in execution order."""
-    wanted, found = list(names), set()
-    while wanted:
-        name = wanted.pop()
-        if name in parts and name not in found:
-            found.add(name)
-            wanted += parts[name].sources
-    return [name for name in parts if name in found]
-
-
 def made_again(run: RunDirectory) -> list[Part]:
-    """Return finished stages that `adagrpo run` rebuilds for a change, without downstream ones.
-
-    Omits page-only stages if just the set of arms has changed.
-    """
+    """Return finished stages that `adagrpo run` rebuilds for a change; not what follows, nor pages of other arms."""
     parts, wanted = parts_of(run, logs=True), run.stages.declared(run.config)
     silent = {name for name in wanted if (row := run.stages.row(name)) is not None and row.page_only}
     return [
@@ -112,10 +87,8 @@ def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] 
     shared = {name for name, row in rows.items() if row is not None and row.shared and row.command not in commands}
     read = {"reranking"} if run.config.reward.in_list_stds else set[str]()  # every fit logs rewards in these units
     for declare in wanted.values() if shared else ():
-        try:
+        with suppress(UserError, OSError):  # reported when it is made
             read.update(sources_of(declare(run).reads))
-        except (UserError, OSError):  # reported when it is made
-            continue
     return {name: declare for name, declare in wanted.items() if name not in shared - read}
 
 
@@ -132,34 +105,50 @@ def finished_arms(run: RunDirectory) -> list[str]:
     return [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in usable]
 
 
+def _add(
+    run: RunDirectory, parts: dict[str, Part], stages: Mapping[str, Declare | None], *, logs: bool, lenient: bool
+) -> None:
+    for name, declare in stages.items():
+        part = _part(run, parts, name, declare, logs=logs, lenient=lenient)
+        parts.update({} if part is None else {name: part})
+
+
+def _hash(run: RunDirectory, read: Read) -> str:
+    """Return a file's hash, from its stage's manifest if possible; `GONE` if missing."""
+    path = place_of(run, read)
+    try:
+        found = stage_over(path) if path.is_file() else None
+    except UserError:  # reported by its own part
+        return GONE
+    if found is None:
+        return cached_hash(path) if path.is_file() else GONE
+    return str(found[1]["files"].get(path.relative_to(found[0]).as_posix(), {"sha256": GONE})["sha256"])
+
+
 def _part(
     run: RunDirectory,
     parts: Mapping[str, Part],  # of the stages before it
     name: str,
     declare: Declare | None,
-    read_manifest: ReadManifest,
     *,
     logs: bool,
     lenient: bool,
 ) -> Part | None:
-    row, (content, damage) = run.stages.row(name), _finished(run, name, read_manifest, sizes=logs)
-
-    def hashed(run: RunDirectory, read: Read) -> str:
-        """Return a file's hash, from its stage's manifest if possible; `GONE` if missing."""
-        path = place_of(run, read)
-        if not path.is_file():
-            return GONE
-        try:
-            found = stage_over(path, read_manifest)
-        except UserError:  # reported by its own part
-            return GONE
-        if found is None:
-            return cached_hash(path)
-        return str(found[1]["files"].get(path.relative_to(found[0]).as_posix(), {"sha256": GONE})["sha256"])
-
+    row, folder, content, damage = run.stages.row(name), folder_of(run, name), None, ""
+    try:
+        content = manifest(folder)
+    except UserError as error:
+        damage = str(error)
+    for file, entry in (content or {"files": {}})["files"].items():
+        path = folder / file
+        if not path.exists() and not file.startswith(row.evaluation_only if row else ()):
+            damage = damage or f"{path}: missing; delete {folder} to have it made again"
+        elif logs and path.exists() and path.stat().st_size != entry["size"]:  # else checked where it is read
+            damage = damage or f"{path}: of another size than it was made; delete {folder} to make it again"
+    content = None if damage else content
     kept, now = MadeFrom.of(content or {}, run.stages), None
     with suppress(UserError, OSError):  # reported when it is made
-        now = None if declare is None else made_from(run, declare(run), hashed)
+        now = None if declare is None else made_from(run, declare(run), _hash)
     if now is None and content is None:
         return Part(name, "damaged" if damage else "missing", damage, there=False) if damage or declare else None
     if now is None and row is not None and kept is not None:  # not declared: what its manifest names is read again
@@ -168,8 +157,8 @@ def _part(
         with suppress(KeyError, ValueError):  # a key is no more
             now = kept._replace(
                 settings=read_settings(run.config, kept.keys, kept.but),
-                reads={read: hashed(run, read) for read in sorted(kept.reads, key=lambda read: read.replace(":", "/"))},
-                files={label: hashed(run, run.data / label) for label in kept.files},
+                reads={read: _hash(run, read) for read in sorted(kept.reads, key=lambda read: read.replace(":", "/"))},
+                files={label: _hash(run, run.data / label) for label in kept.files},
             )
     if now is None:
         return Part(name, "unused" if row is None else "stale", ANOTHER_VERSION)
@@ -182,8 +171,13 @@ def _part(
         return Part(name, "stale", ANOTHER_VERSION, (), sources)
     # a file outside the run that is gone is as it was, and the logs are read once, when they are prepared
     files = [label for label, digest in now.files.items() if digest == GONE or name == "prepare"]
-    once = {label: kept.files.get(label, UNKNOWN) for label in files}
-    note = _changed_logs(now, once) if logs and name == "prepare" else ""
+    once, note = {label: kept.files.get(label, UNKNOWN) for label in files}, ""
+    if logs and name == "prepare":
+        changed = [label for label, digest in now.files.items() if digest not in (GONE, once[label])]
+        if read := [label for label in changed if once[label] != UNKNOWN]:
+            note = f"{', '.join(read)} changed after it was read"
+        elif changed:
+            note = f"made without {', '.join(changed)}"
     outdated = bool(note)
     now = now._replace(files={**now.files, **once})
     if lenient and row is not None and row.selects:
@@ -202,32 +196,6 @@ def _part(
     if behind:
         return Part(name, "stale", f"{behind[0].name} is {behind[0].state}", (), sources)
     return Part(name, "done", note, (), sources, outdated=outdated)
-
-
-def _finished(
-    run: RunDirectory, name: str, read_manifest: ReadManifest, *, sizes: bool
-) -> tuple[dict[str, Any] | None, str]:
-    """Return a stage's manifest, and its defect in words."""
-    folder, row = folder_of(run, name), run.stages.row(name)
-    try:
-        found = read_manifest(folder)
-    except UserError as error:
-        return None, str(error)
-    for file, entry in (found or {"files": {}})["files"].items():
-        there = (folder / file).exists()
-        if not there and not file.startswith(row.evaluation_only if row else ()):
-            return None, f"{folder / file}: missing; delete {folder} to have it made again"
-        if sizes and there and (folder / file).stat().st_size != entry["size"]:  # else checked where it is read
-            return None, f"{folder / file}: of another size than it was made; delete {folder} to make it again"
-    return found, ""
-
-
-def _changed_logs(now: MadeFrom, kept: Mapping[str, str]) -> str:
-    changed = [label for label in now.files if now.files[label] not in (GONE, kept[label])]
-    read = [label for label in changed if kept[label] != UNKNOWN]
-    if read:
-        return f"{', '.join(read)} changed after it was read"
-    return f"made without {', '.join(changed)}" if changed else ""
 
 
 def _differences(run: RunDirectory, kept: MadeFrom, now: MadeFrom) -> tuple[list[Change], str]:

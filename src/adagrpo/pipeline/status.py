@@ -1,7 +1,4 @@
-"""State of a run's stages and the next command, and the plan of a command; neither writes to the run.
-
-Times of a plan come from earlier builds, scaled by optimiser steps.
-"""
+"""State of a run's stages and the next command, and the plan of a command; neither writes to the run."""
 
 from __future__ import annotations
 
@@ -74,7 +71,15 @@ def status(directory: Path) -> dict[str, Any]:
             path = run.path(name if name in ("sft", "ranker") else f"train/{name}", kind, "checkpoint.json")
             if path.is_file():
                 checkpoints.setdefault(name, {})[kind] = read_json(path)["step"]
-    outputs = {name: _output(run, name, parts) for name in ("metrics.json", "report.html", DECISION)}
+    outputs, metrics = dict[str, dict[str, str]](), run.path("metrics.json")
+    for name in ("metrics.json", "report.html", DECISION):
+        there = (path := run.path(name)).is_file()
+        why_stale = is_stale(run, DECIDED if name == DECISION else COLLECTED, parts) if there else ""
+        if there and name == "report.html":
+            older = metrics.is_file() and path.stat().st_mtime_ns < metrics.stat().st_mtime_ns
+            of_stale = "it shows a metrics.json that is stale" if why_stale and metrics.is_file() else ""
+            why_stale = "older than metrics.json" if older else of_stale
+        outputs[name] = {"state": "missing" if not there else "stale" if why_stale else "done", "why": why_stale}
     following = _next(run, parts, {name: entry["state"] for name, entry in outputs.items()}) or ""
     if following.count("`") == 2 and following.startswith("`") and following.endswith("`"):  # a command alone
         following = following.strip("`")
@@ -126,18 +131,6 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     return table, [*lines, following]
 
 
-def _output(run: Run, name: str, parts: Mapping[str, Part]) -> dict[str, str]:
-    path, metrics = run.path(name), run.path("metrics.json")
-    if not path.is_file():
-        return {"state": "missing", "why": ""}
-    why = is_stale(run, DECIDED if name == DECISION else COLLECTED, parts)
-    if name == "report.html":
-        older = metrics.is_file() and path.stat().st_mtime_ns < metrics.stat().st_mtime_ns
-        of_stale = "it shows a metrics.json that is stale" if why and metrics.is_file() else ""
-        why = "older than metrics.json" if older else of_stale
-    return {"state": "stale" if why else "done", "why": why}
-
-
 def _next(run: Run, parts: Mapping[str, Part], outputs: Mapping[str, str]) -> str | None:
     decided = outputs[DECISION]
     for part in parts.values():
@@ -174,15 +167,7 @@ def _next(run: Run, parts: Mapping[str, Part], outputs: Mapping[str, str]) -> st
 def plan(
     run: RunDirectory, commands: Collection[str] = RUN, more: Mapping[str, Declare] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return what some commands would do with a run.
-
-    Args:
-        commands: by default those of `adagrpo run`.
-
-    Returns:
-        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; total `seconds`, None
-        if a stage to make was never timed.
-    """
+    """Return what some commands would do with a run, JSON-able; `seconds` are None if a stage was never timed."""
     arms = None if "train" in commands else finished_arms(run)
     parts = parts_of(run, logs=True, more=more)
     again: dict[str, bool] = {}

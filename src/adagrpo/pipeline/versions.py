@@ -1,11 +1,4 @@
-"""Versions of a run's catalogue.
-
-    tokenize/              version 0, used in training
-    catalogs/NNNN/         versions 1, 2, ..., see `adagrpo.pipeline.catalog_update`
-        codes.parquet, codes.json     codes of all items, and which are listed
-        items.parquet                 item, item_id, text, attributes; items of `prepare/` first, in their order
-        neighbours.parquet            item, neighbour, weight, of added items
-        version.json                  number, version, parent, and counts
+"""Versions of a run's catalogue: 0, in `tokenize/`, is of training, later ones are in `catalogs/NNNN/`.
 
 Names are number and content hash, `0003-1f0c4a7be2d9`. Items keep their row, aligned with trained weights.
 """
@@ -61,11 +54,9 @@ def evaluate_with(run: RunDirectory, which: str) -> None:
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:
-    """Compare two versions, in ids of the logs.
+    """Compare two versions, JSON-able, in ids of the logs.
 
-    Returns:
-        JSON-able: `before`, `after`, and ids: `added` (listed, not in the other version), `removed` (listed before,
-        absent after), `delisted`, `relisted`, `moved` (with codes before and after).
+    `added` are listed and not in the other version, `removed` listed before and absent after, `moved` has both codes.
     """
     tables = [
         one.items.select(

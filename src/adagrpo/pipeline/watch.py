@@ -47,21 +47,14 @@ Floats = NDArray[np.float64]
 
 def watch(
     directory: Path,
-    run: RunDirectory | None = None,
+    run: RunDirectory | None = None,  # whose ranker predicts clicks; None omits the signs that need it
     *,
     rule: SignRule | None = None,
-    arm: str | None = None,
-    against: str | None = None,
-    since: int | None = None,
+    arm: str | None = None,  # whose lists alone are read
+    against: str | None = None,  # arm to compare with on the same days; None: the baseline days
+    since: int | None = None,  # first day, in days since 1970
 ) -> dict[str, Any]:
-    """Compare each day of a log with its first days or another arm.
-
-    Args:
-        directory: exposure log; a service may be writing to it.
-        run: its ranker predicts clicks; None omits the signs that need it.
-        arm: only lists of this arm.
-        against: arm to compare with on the same days; None: the baseline days.
-        since: first day, in days since 1970; None: the log's first.
+    """Compare each day of an exposure log with its first days or another arm.
 
     Returns:
         `days`, one row each, None for unknown values; `signs`, the first day of each or None, without those unknown on
@@ -86,13 +79,17 @@ def watch(
     shown = shown.with_columns((pl.col("time") // DAY).cast(pl.Int64).alias("day"))
     shown = shown if since is None else shown.filter(pl.col("day") >= since)
     clicked = shown["request_id"].is_in(feedback["request_id"].unique().to_list()).cast(pl.Float64).to_numpy()
-    says_chances = run is not None and _says_chances(run)
-    predicted = _predicted(run, shown, exposures, feedback) if run and says_chances else np.full(len(shown), np.nan)
-    if run is not None and says_chances and np.isnan(predicted).all():
-        run.console.note(
-            "note: no list has a user who clicked in an earlier one of this log, so none has a history to predict from;"
-            " `predicted` and the signs that need it are left out"
-        )
+    predicted, unknown = np.full(len(shown), np.nan), ""
+    if run is not None and (loss := RunData(run).ranker_loss) != "impressions":
+        unknown = f"the ranker was fitted by '{loss}' and not on impressions, so its scores are no click probabilities"
+    elif run is not None:
+        predicted = _predicted(run, shown, exposures, feedback)
+        if np.isnan(predicted).all():
+            unknown = (
+                "no list has a user who clicked in an earlier one of this log, so none has a history to predict from"
+            )
+    if run is not None and unknown:
+        run.console.note(f"note: {unknown}; `predicted` and the signs that need it are left out")
     rule = rule or SignRule()
     numbers = {name: place for place, name in enumerate(sorted(shown["slate"].explode().drop_nulls().unique()))}
     visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"], numbers))
@@ -106,7 +103,10 @@ def watch(
     except ValueError as error:
         hint = "watch longer, or give a shorter --baseline" if mine is None else "give arms that were served together"
         raise UserError(f"{directory}: {error}; {hint}") from error
-    days = [{name: _known(value) for name, value in look._asdict().items()} for look in found]
+    days = [
+        {name: None if isinstance(one, float) and not np.isfinite(one) else one for name, one in look._asdict().items()}
+        for look in found
+    ]
     result: dict[str, Any] = {"rule": asdict(rule), "days": days}
     reads = ("reward", "feedback", "calibration", "concentration")
     known = [any(day[name] is not None for day in days) for name in reads]
@@ -173,22 +173,6 @@ def _made_otherwise(run: RunDirectory, name: str) -> str | None:
         if place_of(run, read).is_file() and hash_of(run, read) != digest:
             return f"made from another {label_of(run, read)} than is there now"
     return None
-
-
-def _known(value: Any) -> Any:
-    """Return a value, with None for NaN and infinities."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _says_chances(run: RunDirectory) -> bool:
-    """Return whether the ranker predicts click probabilities."""
-    loss = RunData(run).ranker_loss
-    if loss != "impressions":
-        run.console.note(
-            f"note: the ranker was fitted by '{loss}' and not on impressions, so its scores are no click probabilities;"
-            " `predicted` and the signs that need it are left out"
-        )
-    return loss == "impressions"
 
 
 def _predicted(run: RunDirectory, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:

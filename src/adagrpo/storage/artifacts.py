@@ -1,8 +1,7 @@
 """Crash-safe artifact folders: a reader sees a complete artifact or none.
 
 A folder is written under a temporary name, synced, sealed with `manifest.json` (size and sha256 of each file, and of
-itself) and renamed. Readers verify. Nothing is unpickled: weights are safetensors, the rest JSON, YAML, Parquet or JSON
-lines. Manifest version 1 has no hash of itself and is still readable.
+itself, but in version 1) and renamed. Readers verify; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -50,9 +49,7 @@ def seal(
 
 
 def publish(directory: Path, target: Path) -> None:
-    """Move a sealed folder to its target, replacing the artifact there.
-
-    UserError if the target is no artifact of the same kind, or holds unknown files; nothing is changed.
+    """Move a sealed folder to its target, replacing the artifact there, if any; UserError as in `check_replaceable`.
 
     Atomic where the system supports it; otherwise the target is briefly missing, and the old artifact is next to
     `directory`, with the suffix `.<token>.old`.
@@ -80,8 +77,7 @@ def publish(directory: Path, target: Path) -> None:
 def check_replaceable(target: Path, kind: str, writes: Callable[[str], bool] = lambda name: False) -> None:
     """Check that a target is free or an artifact of the same kind, which may hold nested ones, `<kind>/<name>`.
 
-    UserError if it is a file or link, of another kind, lacks its manifest, or holds a file that the artifact does not
-    have, see `writes`.
+    UserError if it is a file or link, of another kind, lacks its manifest, or holds a file of none, see `writes`.
     """
     if target.is_file():
         raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
@@ -123,14 +119,10 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
     if not path.is_file():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        version = content["schema_version"]
-        if version in READABLE:
-            _check(text)
+        content = _parsed(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged manifest; {remedy or 'delete the folder to have it made again'}") from error
-    if version not in READABLE:
+    if (version := content["schema_version"]) not in READABLE:
         reads = " and ".join(map(str, READABLE))
         raise UserError(
             f"{path}: schema version {version}, this program reads versions {reads}; {remedy or 'delete the folder'}"
@@ -139,14 +131,16 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
 
 
 @lru_cache(maxsize=1024)  # a command reads each manifest many times
-def _check(text: str) -> None:
-    content = json.loads(text)
-    for entry in content["files"].values():
-        entry["size"], entry["sha256"]
-    if content["schema_version"] > 1:
-        without_hash(content)
-    if text != _written(content):
-        raise ValueError("not as it was written")
+def _parsed(text: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(text)
+    if content["schema_version"] in READABLE:
+        for entry in content["files"].values():
+            entry["size"], entry["sha256"]
+        if content["schema_version"] > 1:
+            without_hash(content)
+        if text != _written(content):
+            raise ValueError("not as it was written")
+    return content
 
 
 def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:

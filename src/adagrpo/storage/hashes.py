@@ -22,10 +22,7 @@ def hash_file(path: Path) -> str:
 
 
 def cached_hash(path: Path) -> str:
-    """Return the sha256 of a file, cached until the file changes.
-
-    Files written within the last second are not cached.
-    """
+    """Return the sha256 of a file, cached until it changes, unless it was written within the last second."""
     status = path.stat()
     key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
     if key in HASHES:

@@ -12,11 +12,7 @@ NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of configurations that nam
 
 
 def refuse_code(folder: Path, setting: str) -> None:
-    """Check that a model folder, named by the recipe key `setting`, loads without running its code.
-
-    UserError if a configuration names code of its own, or weights are pickled without a safetensors alternative. Code
-    that nothing names is allowed.
-    """
+    """Refuse a model folder, of the key `setting`, whose configuration names code or whose weights are only pickled."""
     for path in sorted(folder.rglob("*")):
         if path.suffix in PICKLED and not any(path.parent.glob("*.safetensors")):
             raise UserError(f"{setting}: {path} would have to be unpickled; save the model as safetensors")

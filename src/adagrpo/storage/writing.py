@@ -1,7 +1,4 @@
-"""Atomic writes (temporary file, sync, rename), and removal of known files only.
-
-Those are named by the caller, or temporary with the token of a known process. Links are never known or followed.
-"""
+"""Atomic writes (temporary file, sync, rename), and removal of known files only; links are never known or followed."""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
 """The stage `control`: the list that users get today, from a file of `decide.control`.
 
-    user_id, item_id [, rank]     a row per user and item, in the order of `rank`, else of the rows
-    user_id, items                a row per user, with a list of items, best first
-
-lists.parquet has each known user's known items by row; summary.json counts what the run does not know.
+It has a row per user and item, in the order of `rank`, else of the rows, or a row per user with a list, `items`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +38,10 @@ def control(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         columns = run.config.data.columns
         found = _read(path, columns.user, columns.item)
+        if not any(found.values()):
+            raise UserError(
+                f"{path}: holds no list; it takes rows of {USER_ID} and {ITEM_ID}, or of {USER_ID} and {ITEMS}"
+            )
         rows = {str(name): row for row, name in enumerate(data.user_ids)}
         strangers = [user for user in found if user not in rows]
         items = dict.fromkeys(item for kept in found.values() for item in kept)
@@ -110,38 +110,27 @@ def _read(path: Path, user: str, item: str) -> dict[str, list[str]]:
                 if name in lists:
                     raise UserError(f"{path}: user {_quoted(name)} has two rows; it takes one, with the whole list")
                 lists[name] = list(dict.fromkeys(map(str, kept)))
-        return _some(path, lists)
+        return lists
     item = ITEM_ID if ITEM_ID in there else item
     require(path, [item], there)
     ranked: dict[str, list[tuple[float, str]]] = {}
-    for row, name, one, rank in _rows(path, user, item, RANK if RANK in there else None):
-        ids = [id_value(value) for value in (name, one)]
-        if None in ids or not all(str(value).strip() for value in ids):
-            raise UserError(f"{path}, row {row}: {user} is {name!r} and {item} is {one!r}; expected two ids")
-        if rank is None:
-            raise UserError(f"{path}, row {row}: {RANK} is no number")
-        ranked.setdefault(str(ids[0]), []).append((rank, str(ids[1])))
-    for name, rows in ranked.items():
-        lists[name] = list(dict.fromkeys(one for _, one in sorted(rows, key=lambda pair: pair[0])))
-    return _some(path, lists)
-
-
-def _rows(path: Path, user: str, item: str, rank: str | None) -> Iterable[tuple[int, Any, Any, float | None]]:
-    """Yield rows, from 1; without ranks a row's number is its rank."""
-    for chunk in read_chunks(path, [user, item, *([] if rank is None else [rank])], [user, item]):
+    for chunk in read_chunks(path, [user, item, *([RANK] if RANK in there else [])], [user, item]):
         problems = [None] * len(chunk.table) if chunk.problem is None else chunk.problem.to_list()
-        at = range(chunk.first + 1, chunk.first + 1 + len(chunk.table))
-        ranks = list(map(float, at)) if rank is None else numbers(chunk.table[rank]).cast(pl.Float64).to_list()
-        columns = (chunk.table[user], chunk.table[item], ranks, problems)
-        for row, name, one, place, problem in zip(at, *columns, strict=True):
+        at = range(chunk.first + 1, chunk.first + 1 + len(chunk.table))  # without ranks a row's number is its rank
+        ranks = numbers(chunk.table[RANK]).cast(pl.Float64).to_list() if RANK in there else list(map(float, at))
+        for row, name, one, rank, problem in zip(
+            at, chunk.table[user], chunk.table[item], ranks, problems, strict=True
+        ):
+            ids = [id_value(value) for value in (name, one)]
             if problem is not None:
                 raise UserError(f"{path}, row {row}: {problem}")
-            yield row, name, one, place
-
-
-def _some(path: Path, lists: dict[str, list[str]]) -> dict[str, list[str]]:
-    if not any(lists.values()):
-        raise UserError(f"{path}: holds no list; it takes rows of {USER_ID} and {ITEM_ID}, or of {USER_ID} and {ITEMS}")
+            if None in ids or not all(str(value).strip() for value in ids):
+                raise UserError(f"{path}, row {row}: {user} is {name!r} and {item} is {one!r}; expected two ids")
+            if rank is None:
+                raise UserError(f"{path}, row {row}: {RANK} is no number")
+            ranked.setdefault(str(ids[0]), []).append((rank, str(ids[1])))
+    for name, rows in ranked.items():
+        lists[name] = list(dict.fromkeys(one for _, one in sorted(rows, key=lambda pair: pair[0])))
     return lists
 
 

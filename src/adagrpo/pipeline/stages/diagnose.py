@@ -49,15 +49,10 @@ def diagnosis(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         if run.config.data.split.baskets:
             run.console.note("note: a diagnosis asks for one item of each basket, drawn; `decide` asks for all of it")
-        observed = observe(
-            models,
-            models.policy(policy),
-            models.reward(),
-            data.cases("validation"),
-            utility=data.utility_at(data.cases("validation")),
-        )
-        leak = suspect(models)
-        result = diagnose(observed, leak, exposure_power=data.exposure_power, seed=run.config.seed)
+        cases = data.cases("validation")
+        utility = data.utility_at(cases)
+        observed = observe(models, models.policy(policy), models.reward(), cases, utility=utility)
+        result = diagnose(observed, suspect(models), exposure_power=data.exposure_power, seed=run.config.seed)
         result["of"] = diagnosed_models(models)
         write_json(work / "diagnose.json", result, allow_nan=False)
 
@@ -129,14 +124,7 @@ def why_refused(content: Mapping[str, Any]) -> str | None:
 
 
 def check_diagnosis(run: RunDirectory, *, anyway: bool) -> None:
-    """Refuse a leaking or inverted reward, else note the verdict; skipped if no arm reads a reward.
-
-    Args:
-        anyway: note instead of refusing.
-
-    Raises:
-        UserError: the reward is refused by a current diagnosis.
-    """
+    """Refuse a leaking or inverted reward of a current diagnosis, or `anyway` note it, if an arm reads a reward."""
     trained = trained_arms(run)
     if all(arm.term is None for arm in run.config.train.arms) or not folder_of(run, "sft").is_dir():
         return

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,18 +51,9 @@ from adagrpo.types import Cases
 EVALUATED = ("metrics.json", "predictions.parquet", "free.parquet")
 
 
-def evaluate_start(run: RunDirectory) -> Declaration:
-    """Declare the evaluation of the starting policy, alone and re-ranked."""
-    return _evaluate(run, "sft", "best", reranked=True)
-
-
-def evaluate_arm(run: RunDirectory, arm: str, checkpoint: str) -> Declaration:
-    """Declare the evaluation of a trained arm."""
-    return _evaluate(run, arm, checkpoint)
-
-
-def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = False) -> Declaration:
-    data = RunData(run, CatalogVersion(run, run.catalog))
+def evaluate(run: RunDirectory, arm: str = "sft", checkpoint: str = "best") -> Declaration:
+    """Declare the evaluation of a policy; of the starting one, also re-ranked."""
+    data, reranked = RunData(run, CatalogVersion(run, run.catalog)), arm == "sft"
     models = Models(data)
     label = "evaluate/sft" if reranked else f"evaluate/{arm}/{checkpoint}"
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
@@ -80,7 +71,11 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
             utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             if reranked:
-                values[f"rerank_{split}"] = _re_ranked(predictions, cases, place_of(run, REWARD_WEIGHTS))
+                chosen = read_reward_weights(place_of(run, REWARD_WEIGHTS))
+                values[f"rerank_{split}"] = {
+                    name: retrieval(reordered(predictions, weight, chosen.spread).items, cases)
+                    for name, weight in (("reward", np.inf), ("mix", chosen.rerank))
+                }
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_json(work / "metrics.json", values)
@@ -94,12 +89,6 @@ def _evaluate(run: RunDirectory, arm: str, checkpoint: str, *, reranked: bool = 
         version=3,
     )
     return declared
-
-
-def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[str, dict[str, float]]:
-    chosen = read_reward_weights(reranking)
-    weights = {"reward": np.inf, "mix": chosen.rerank}
-    return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path, kind: str = "evaluate") -> bool:
@@ -159,43 +148,43 @@ def _repeated(data: RunData, cases: Cases, width: int) -> pl.Series:
 
 def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
     """Return (N, length) item rows of `predictions.parquet`, -1 where a list is shorter."""
-    lists = _by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
+    lists = by_case(data, cases, folder / "predictions.parquet", ITEM_ID, length)
     lists = lists.join(pl.DataFrame([data.item_ids.alias(ITEM_ID)]).with_row_index("row"), on=ITEM_ID, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
     return items
 
 
-def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
-    """Return (N, length) booleans of `free.parquet`: True where a sequence names an item."""
-    free = _by_case(data, cases, folder / "free.parquet", "valid", length)
-    valid = np.zeros((len(cases), length), dtype=np.bool_)
-    valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
-    return valid
-
-
-def _by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
+def by_case(data: RunData, cases: Cases, file: Path, column: str, length: int) -> pl.DataFrame:
+    """Return a column of lists, up to a length, by `case` and `rank`, from 1."""
     lists = pl.read_parquet(file, columns=[USER_ID, "rank", column]).filter(pl.col("rank") <= length)
     users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
     return lists.join(pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner")
 
 
 def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> None:
-    """Write metrics.json, without times and paths: equal runs give equal bytes."""
+    """Write metrics.json, without times and paths: equal runs give equal bytes; and results.jsonl, with them."""
     sft = run.content("evaluate", "sft", "metrics.json")
     weights = run.content("reranking", "weight.json")
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
         steps = read_rows(run.checked("train", name, "steps.jsonl"))
+        groups = [GroupSummary.of_row(row) for row in steps]
+        admitted = [group.admission for group in groups if group.admission is not None]
         entry: dict[str, Any] = {
             "objective": arm.objective,
             "gate": arm.admits,
             "lambda": weight_used(run, arm),
-            "admission": _admission(steps),
+            "admission": float(np.mean(admitted)) if admitted else None,  # None where no group was drawn
             "pressure": mean_pressure(steps),
         }
-        entry |= _events(run, name, steps)
+        counts: Counter[str] = Counter()
+        for row, group in zip(steps, groups, strict=True):
+            found = {"empty_groups": group.empty_groups, "skipped": row.get("skipped")}
+            counts.update({event: int(count) for event, count in found.items() if count is not None})
+        lost = find_content(run, "train", name, "lost.json")
+        entry |= ({"events": dict(counts)} if counts else {}) | ({} if lost is None else {"lost": lost})
         if arm.left_to_validation(run.config.objective) is not None:
             entry["weight"] = weights["distill"]
         if arm.options.model_fields_set:
@@ -210,6 +199,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
     ranker = run.content("ranker", "metrics.json")
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
     ranker["reranking"] = {"weight": weights["rerank"]} | {name: weights[name] for name in ("spread", "warning")}
+    alone = {name: run.content("evaluate", name, "metrics.json") for name in baselines(run.config)}
     content = {
         "name": run.config.name,
         "config_hash": config_hash(run.config),
@@ -217,29 +207,25 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
         "catalog": run.content("tokenize", "audit.json"),
         "ranker": ranker,
         "reward": describe_reward(Models(RunData(run))),
-        "baselines": {name: run.content("evaluate", name, "metrics.json") for name in baselines(run.config)},
+        "baselines": alone,
         "stages": stages,
     }
     content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}
     content |= {"left_out": dict(left_out)} if left_out else {}
     write_output(run, "metrics.json", json_lines(content))
-    _write_results(run, content)
-
-
-def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
     rows = []
     common = {
         "dataset": run.config.name,
         "seed": run.config.seed,
         "recipe": run.config.name,
-        "config_hash": config_hash(run.config),
+        "config_hash": content["config_hash"],
         "data_hash": hash_of(run, "prepare:train.parquet"),
         "commit": _commit(),
         "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     seconds = {row["stage"]: row["seconds"] for row in events_of(run) if row["event"] == "end"}  # of the latest build
-    for name, entry in content["stages"].items():
+    for name, entry in stages.items():
         for checkpoint in ("best", "final") if "final" in entry else ("best",):
             for split in ("validation", "test"):
                 metrics = entry[split] if name == "sft" else entry[checkpoint][split]
@@ -250,7 +236,7 @@ def _write_results(run: RunDirectory, content: dict[str, Any]) -> None:
                 row |= {key: entry[key] for key in ("weight", "events", "lost") if key in entry}
                 row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
                 rows.append(json.dumps(common | row))
-    for name, splits in content["baselines"].items():
+    for name, splits in alone.items():
         for split, metrics in splits.items():
             row = {"objective": name, "gate": None, "arm": name, "lambda": None, "checkpoint": "best", "split": split}
             rows.append(
@@ -263,22 +249,6 @@ def _command() -> str:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = "adagrpo" if module is None else module.name.removesuffix(".__main__")
     return shlex.join([*([name] if name == "adagrpo" else ["python", "-m", name]), *sys.argv[1:]])
-
-
-def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean share of admitted groups; None where no group was drawn."""
-    values = [share for share in (GroupSummary.of_row(row).admission for row in steps) if share is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _events(run: RunDirectory, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for row in steps:
-        found = {"empty_groups": GroupSummary.of_row(row).empty_groups, "skipped": row.get("skipped")}
-        counts.update({event: int(count) for event, count in found.items() if count is not None})
-    events: dict[str, Any] = {"events": dict(counts)} if counts else {}
-    lost = find_content(run, "train", name, "lost.json")
-    return events if lost is None else events | {"lost": lost}
 
 
 def _commit() -> str | None:

@@ -1,7 +1,6 @@
 """The stages `evaluate/<list>`: lists that combine a policy with other parts, measured as they are served.
 
-The policy's own evaluation supplies the free beam, which ordering does not affect, and the stage `fuse` the
-cross-fitted validation ranks.
+The policy's own evaluation has the free beam, which no order changes, the stage `fuse` cross-fitted validation ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.evaluation.predictions import ranks_in
-from adagrpo.lists import Recommender
 from adagrpo.lists.names import FUSE, START, parse_list
 from adagrpo.metrics import RankedLists, measure, measured
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
@@ -41,11 +39,11 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
     ranked = None if called.policy is None else run.path(FUSE, arm, VALIDATION)
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, *data.truth_files]
     reads += [] if ranked is None else [f"{FUSE}/{arm}:{VALIDATION}"]
-    seed = ["seed"] if ranked is None else []  # samples the validation cases
-    reads += [*maker.files(called), *([model_of(arm)] if base is not None else [])]
+    reads += maker.files(called)
     if base is not None:
-        reads += [f"{'/'.join(evaluation_of(arm, 'best'))}:{file}" for file in (FREE, "metrics.json")]
-
+        evaluated = "/".join(evaluation_of(arm, "best"))
+        reads += [model_of(arm), f"{evaluated}:{FREE}", f"{evaluated}:metrics.json"]
+    seed = ["seed"] if ranked is None else []  # samples the validation cases
     reward = models.reward_reads if maker.asks_reward(called) else ()
 
     def build(work: Path) -> None:
@@ -55,7 +53,9 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         lists = lists_of(served, data, cases, progress(run, f"evaluate/{name}"))
         free = {} if base is None else read_json(base / "metrics.json")
         if ranked is None:
-            _rank(served, data, name, work)
+            among = validation_cases(data)
+            found_at = ranks_in(lists_of(served, data, among).items, among)
+            write_ranks(work, {called.order: found_at}, data.ids_of(among.users), among.sizes)
         ranks, sizes = read_ranks(ranked or work / VALIDATION, name)
         validation = dict(measure(RankedLists(ranks, served.width, sizes=sizes)))
         values = {"validation": validation, "test": on_test(data, cases, lists)}
@@ -77,12 +77,6 @@ def evaluate_list(run: RunDirectory, name: str) -> Declaration:
         version=3,
     )
     return declared
-
-
-def _rank(served: Recommender, data: RunData, name: str, work: Path) -> None:
-    cases = validation_cases(data)
-    ranks = ranks_in(lists_of(served, data, cases).items, cases)
-    write_ranks(work, {parse_list(name).order: ranks}, data.ids_of(cases.users), cases.sizes)
 
 
 def on_test(data: RunData, cases: Cases, lists: Lists) -> dict[str, float]:

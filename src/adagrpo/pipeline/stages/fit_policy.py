@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
+from adagrpo.config import ArmConfig, read_settings
 from adagrpo.config.objective import without_sections
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
@@ -44,8 +44,6 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     reads += [] if weights is None else [REWARD_WEIGHTS]
     reads += measured_fit(run, f"train/{arm.name}")
 
-    watch = {"watch": True, "go_on": not options.stop_lost}
-
     def build(work: Path) -> None:
         for path in models.reward_files:  # nll logs rewards, but is not retrained when the ranker changes
             hash_of(run, path)
@@ -53,7 +51,15 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         without_reward = arm.term is None
         if weights is not None and arm.left_to_validation(run.config.objective) is not None:
             without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
-        _check_group(data, arm, objective)
+        if arm.term == "grpo" and objective.rollout == "beam":
+            there, what = math.prod(data.catalog.level_sizes), "all code sequences, of which there are {}"
+            if objective.constrained:
+                there, what = len(data.catalog.trie.items), "the catalogue, which has {} items"
+            if objective.num_generations > there:
+                raise UserError(
+                    f"arm {arm.name}: a beam of {objective.num_generations} (objective.num_generations) is longer than"
+                    f" {what.format(there)}; take at most {there}"
+                )
         policy = models.policy(start)
         schedule = replace(models.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
@@ -104,8 +110,9 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             task.arm = replace(task.arm, lambda_=found.lambda_)
             if now:
                 log_event(run, f"train/{arm.name}", found.sentence())
+        go_on = not options.stop_lost
         files = policy.checkpoint_files
-        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
+        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, watch=True, go_on=go_on)
 
     # the `objective` settings of its term and gate, in the old format so that no arm is retrained
     also: dict[str, Any] = {"arm": without_sections(arm.settings(run.config.objective, defaults=False))}
@@ -126,22 +133,6 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     )
 
 
-def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
-    """Refuse GRPO beams wider than the candidates that they search."""
-    catalog, group = data.catalog, objective.num_generations
-    if arm.term != "grpo" or objective.rollout != "beam":
-        return
-    if objective.constrained:
-        there, what = len(catalog.trie.items), "the catalogue, which has {} items"
-    else:
-        there, what = math.prod(catalog.level_sizes), "all code sequences, of which there are {}"
-    if group > there:
-        raise UserError(
-            f"arm {arm.name}: a beam of {group} (objective.num_generations) is longer than {what.format(there)}; "
-            f"take at most {there}"
-        )
-
-
 def sft(run: RunDirectory) -> Declaration:
     """Declare the starting policy: NLL from scratch, or a checkpoint (`policy.lm.trained`)."""
     data, settings = RunData(run), run.config.sft
@@ -154,14 +145,9 @@ def sft(run: RunDirectory) -> Declaration:
             start_from_vectors(run, items, data.training)
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm
-        trained = lm is not None and lm.trained
-        task = Supervised(
-            policy,
-            data.catalog.codes,
-            schedule,
-            steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
-            validate=models.validator(policy, settings),
-        )
+        steps = 0 if lm is not None and lm.trained else max(1, round(settings.epochs * schedule.steps_per_epoch))
+        validate = models.validator(policy, settings)
+        task = Supervised(policy, data.catalog.codes, schedule, steps=steps, validate=validate)
         fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
 
     return Declaration(

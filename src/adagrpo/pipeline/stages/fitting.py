@@ -60,20 +60,11 @@ def fit_model(
     settings: FitConfig,
     work: Path,
     *,
-    files: Mapping[str, str] | None = None,
-    watch: bool = False,
-    go_on: bool = False,
+    files: Mapping[str, str] | None = None,  # texts to write with the weights, by name
+    watch: bool = False,  # end the fit when the policy collapses
+    go_on: bool = False,  # with `watch`, report the collapse but continue
 ) -> FitResult:
-    """Fit a model; write `diverged.json` if it diverges.
-
-    Args:
-        files: text files to write with the weights, name to content.
-        watch: end the fit when the policy collapses.
-        go_on: with `watch`, report the collapse but continue.
-
-    Raises:
-        Diverged: with the user ids of the last batch.
-    """
+    """Fit a model; if it diverges, write `diverged.json` and raise `Diverged` with the user ids of the last batch."""
     run, until = data.run, task.steps
     if run.measured is not None:  # as many epochs as validation found best, of the same learning rates
         best = read_json(place_of(run, measured_fit(run, stage)[0]))["step"]

@@ -137,8 +137,20 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
             fits[FUSE] = fit(FUSE, fusion.features)
         ranks = {"policy": ranks_in(choices.items[:, : served.width], cases)}
         ranks |= {order: fit.ranks for order, fit in fits.items()}
+        content = {
+            order: {
+                "weights": dict(fit.weights.weights),
+                "spreads": dict(fit.weights.stds),
+                "shrinkage": fit.shrinkage,
+                "epochs": fit.epochs,
+                "ndcg@10": float(ndcg(fit.ranks, 10, cases.sizes).mean()),
+            }
+            for order, fit in fits.items()
+        }
+        write_json(work / WEIGHTS, content)
+        save_corrections({order: fit.weights for order, fit in fits.items()}, work / CORRECTIONS)
         about = data.ids_of(cases.users).with_columns(pl.Series(WEIGHT, choices.case_weights))
-        _write(work, fits, ranks, about, cases.sizes)
+        write_ranks(work, ranks, about, cases.sizes)
 
     declared = Declaration(
         build,
@@ -159,11 +171,9 @@ def chooses_power(data: RunData) -> bool:
 
 def _power(data: RunData, served: Recommender, fitted: Mapping[float, Weights]) -> dict[str, Any]:
     assert served.fusion is not None
-    lists = {}
+    lists, parts = {}, (served.fusion.sources, served.fusion.rewards, served.fusion.width)
     for power, weights in fitted.items():
-        fusion = Fusion(
-            served.fusion.sources, served.fusion.rewards, served.fusion.width, FittedWeights(weights, weights)
-        )
+        fusion = Fusion(*parts, FittedWeights(weights, weights))
         lists[str(power)] = served.ordered(ListOrder(reward=served.reward, fusion=fusion))
     found = random_order(data, lists.items())
     if found is None:
@@ -193,28 +203,6 @@ def choices_of(served: Recommender, data: RunData, cases: Cases, report: Any) ->
     for rows, found_items, said in parts:
         items[rows, : found_items.shape[1]], features[rows, : said.shape[1]] = found_items, said
     return Choices(items, features, cases.logged, cases.users, data.case_weights(cases))
-
-
-def _write(
-    work: Path,
-    fits: dict[str, Fit],
-    ranks: dict[str, NDArray[np.int64]],
-    cases: pl.DataFrame,
-    sizes: NDArray[np.int64] | None,
-) -> None:
-    content = {
-        order: {
-            "weights": dict(fit.weights.weights),
-            "spreads": dict(fit.weights.stds),
-            "shrinkage": fit.shrinkage,
-            "epochs": fit.epochs,
-            "ndcg@10": float(ndcg(fit.ranks, 10, sizes).mean()),
-        }
-        for order, fit in fits.items()
-    }
-    write_json(work / WEIGHTS, content)
-    save_corrections({order: fit.weights for order, fit in fits.items()}, work / CORRECTIONS)
-    write_ranks(work, ranks, cases, sizes)
 
 
 def write_ranks(

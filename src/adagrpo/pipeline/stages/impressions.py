@@ -1,8 +1,7 @@
 """The stages of logs without order (`data.split.kind: impressions`): `prepare`, `ranker` and its two below.
 
-There is no policy. `ranker/exposures` is the accuracy of the reward on held-out impressions: a user's held-out items
-are ranked from all of the user's training clicks. AUC compares clicked with unclicked items of the same user, so user
-activity does not count. Only a reward fitted to clicks alone has calibration, without the slot term.
+There is no policy. `ranker/exposures` is how a reward ranks held-out impressions from all training clicks of the user.
+AUC compares items of one user. Only a reward fitted to clicks alone has calibration, without the slot term.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ from adagrpo.pipeline.json_files import json_lines, read_json, write_json
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
-from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, sequential_ranker
+from adagrpo.pipeline.stages.fit_ranker import Examine, Validate, lambdarank, sequential_ranker
 from adagrpo.pipeline.stages.prepare import log_source, note_described, note_ids, prepared, random_files, random_logs
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -67,7 +65,12 @@ def prepare_impressions(run: RunDirectory) -> Declaration:
 
 def fit_ranker(run: RunDirectory) -> Declaration:
     """Declare the ranker, selected on held-out impressions."""
-    return sequential_ranker(run, Selection("auc", "evaluation.batch_size", _examination, [HELD_OUT]))
+
+    def begin(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
+        held_out = exposed(data, "validation")
+        return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
+
+    return sequential_ranker(run, begin, "auc", "evaluation.batch_size", [HELD_OUT])
 
 
 def fit_trees(run: RunDirectory) -> Declaration:
@@ -77,11 +80,6 @@ def fit_trees(run: RunDirectory) -> Declaration:
         return exposed_groups(sampler, *exposed(data, "validation"), max_history=data.config.max_history)
 
     return lambdarank(run, validation, [HELD_OUT])
-
-
-def _examination(data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]) -> tuple[Validate, Examine]:
-    held_out = exposed(data, "validation")
-    return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
@@ -115,13 +113,10 @@ def exposed(bench: RunData, exposure: str) -> Exposed:
 def examined(bench: RunData, reward: Reward, impressions: Exposed) -> dict[str, float]:
     """Return AUC and NDCG@10, averaged over users with clicked and unclicked items."""
     quality = shown_quality(_scores(bench, reward, impressions), impressions.clicked, impressions.users)
-    return {
-        name: 0.0 if value is None else value["mean"]
-        for name, value in (
-            ("auc", interval(quality.auc, impressions.users)),
-            ("ndcg@10", interval(quality.ndcg, impressions.users)),
-        )
+    found = {
+        name: interval(values, impressions.users) for name, values in zip(("auc", "ndcg@10"), quality, strict=True)
     }
+    return {name: 0.0 if value is None else value["mean"] for name, value in found.items()}
 
 
 def report_exposures(run: RunDirectory) -> Declaration:

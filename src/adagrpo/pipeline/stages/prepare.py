@@ -50,17 +50,8 @@ LOGGED_COLUMNS = Columns(timestamp="timestamp", clicked="clicked", slot="slot", 
 
 PREPARED = (
     *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet", "later.parquet"),
-    *DAYS_OF.values(),
-    *(
-        "training_logs.parquet",
-        ITEM_COLUMNS,
-        "impressions.parquet",
-        "held_out.parquet",
-        RANDOM,
-        SHOWN_LATER,
-        "rejects.parquet",
-        "summary.json",
-    ),
+    *(*DAYS_OF.values(), "training_logs.parquet", ITEM_COLUMNS, "impressions.parquet", "held_out.parquet"),
+    *(RANDOM, SHOWN_LATER, "rejects.parquet", "summary.json"),
 )
 
 
@@ -93,14 +84,8 @@ def exposures(run: RunDirectory) -> Declaration:
     parts = exposure_parts(run, options)
 
     def build(work: Path) -> None:
-        shown, feedback = read_parts(parts)
-        table, counts = impressions_of(
-            shown,
-            feedback,
-            clicks=options.clicks,
-            within_seconds=options.within_seconds,
-            only_sampled=options.only_sampled,
-        )
+        how = {name: getattr(options, name) for name in ("clicks", "within_seconds", "only_sampled")}
+        table, counts = impressions_of(*read_parts(parts), **how)
         table.write_parquet(work / "logs.parquet")
         write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
 
@@ -120,16 +105,11 @@ class ShownSource(NamedTuple):
 
     def read(self, data: DataConfig, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the impressions."""
+        options = {name: getattr(data, name) for name in ("max_bad_rows", "max_expansion")}
+        options |= {name: getattr(self.options, name) for name in ("keep_events", "click_rating")}
+        once = data.drop_duplicates and ordered
         return read_logs(
-            self.files,
-            self.options.columns,
-            keep_events=self.options.keep_events,
-            click_rating=self.options.click_rating,
-            max_bad_rows=data.max_bad_rows,
-            max_expansion=data.max_expansion,
-            drop_duplicates=data.drop_duplicates and ordered,
-            ordered=ordered,
-            refuse=refuse,
+            self.files, self.options.columns, **options, drop_duplicates=once, ordered=ordered, refuse=refuse
         )
 
 
@@ -149,8 +129,8 @@ class LogSource(NamedTuple):
     @property
     def files(self) -> list[Path]:
         """List all files that are read."""
-        shown = [file for source in self.shown for file in source.files]
         one = (self.served, self.items, self.attribute_names)
+        shown = [file for source in self.shown for file in source.files]
         return [*self.logs, *shown, *(path for path in one if path is not None)]
 
     def read_items(self) -> pl.DataFrame | None:
@@ -182,15 +162,8 @@ class LogSource(NamedTuple):
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """Read the logs; `ordered` if rows have an order in time."""
-        names = (
-            "keep_events",
-            "min_rating",
-            "click_rating",
-            "max_bad_rows",
-            "max_expansion",
-            "drop_duplicates",
-            "drop_items",
-        )
+        bounds = ("max_bad_rows", "max_expansion")
+        names = ("keep_events", "min_rating", "click_rating", "drop_duplicates", "drop_items", *bounds)
         options = {name: getattr(self.options, name) for name in names}
         return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
 
@@ -205,7 +178,17 @@ class LogSource(NamedTuple):
         names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
         options = {name: getattr(self.options, name) for name in names}
         dataset = build_dataset(logs, table, **options, baskets=self.options.split.baskets)
-        return _with_unknown(dataset, logs) if self.shown or self.served else dataset
+        if not (self.shown or self.served):
+            return dataset
+        assert logs.impressions is not None, "they were joined"
+        counts = {}
+        for kind, column, ids in (
+            ("items", ITEM_ID, dataset.items[ITEM_ID]),
+            ("users", USER_ID, dataset.users[USER_ID]),
+        ):
+            unknown = ~logs.impressions[column].cast(pl.String).is_in(ids.cast(pl.String).implode())
+            counts[f"impressions_of_unknown_{kind}"] = int(unknown.fill_null(True).sum())
+        return dataclasses.replace(dataset, summary=dataset.summary | counts)
 
 
 def log_source(run: RunDirectory) -> LogSource:
@@ -307,10 +290,11 @@ def random_logs(run: RunDirectory, refuse: Refusals) -> Logs | None:
 
 def note_described(run: RunDirectory, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
     """Note items missing from the item table, and undecodable characters."""
-    if source.items is not None:
-        note_lost(run, source.items)
+    if source.items is None:
+        return
+    note_lost(run, source.items)
     described = summary.get("items_described")
-    if described is None or source.items is None or described >= items:
+    if described is None or described >= items:
         return
     found = f"none of the {items:,}" if described == 0 else f"{described:,} of the {items:,}"
     run.console.note(
@@ -349,21 +333,6 @@ def _served(path: Path, logs: Logs, key: Path | None) -> Logs:
     shown = joined.with_columns(pl.col("own").alias(USER_ID)).drop("own", "request_id")
     understood = {"files": [file_format(path) | {"rows": len(table)}], "time": {"unit": "seconds"}}
     return Logs(shown, shown, logs.rejects.clear(), len(table), 0, understood=understood)
-
-
-def _with_unknown(dataset: Dataset, logs: Logs) -> Dataset:
-    assert logs.impressions is not None, "they were joined"
-    known = {
-        "impressions_of_unknown_items": (ITEM_ID, dataset.items[ITEM_ID]),
-        "impressions_of_unknown_users": (USER_ID, dataset.users[USER_ID]),
-    }
-    counts = {
-        name: int(
-            (~logs.impressions[column].cast(pl.String).is_in(ids.cast(pl.String).implode())).fill_null(True).sum()
-        )
-        for name, (column, ids) in known.items()
-    }
-    return dataclasses.replace(dataset, summary=dataset.summary | counts)
 
 
 def note_lost(run: RunDirectory, table: Path) -> None:
@@ -409,24 +378,21 @@ def _split(run: RunDirectory, dataset: Dataset) -> splits.Split:
     return splits.for_some_users(split, options.users, run.config.seed, whole)
 
 
-def _in_unit(name: str, point: int | str, unit: str | None) -> float:
-    if not isinstance(point, str):
-        return point
-    if unit is None:
-        raise UserError(
-            f"data.split.{name}: {point} is a date, and of which unit the times of the logs are is not known; give a"
-            " number in their unit"
-        )
-    return seconds_of(point) * UNITS[unit]
-
-
 def _temporal(options: SplitConfig, dataset: Dataset, offsets: NDArray[np.int64]) -> splits.Split:
     interactions = dataset.interactions
     if "timestamp" not in interactions.columns:
         raise UserError("data.split.kind: temporal needs data.columns.timestamp")
     times = interactions["timestamp"].to_numpy()
     unit = dataset.understood.get("time", {}).get("unit")
-    points = {name: _in_unit(name, getattr(options, name), unit) for name in ("validation_from", "test_from")}
+    points: dict[str, float] = {}
+    for name in ("validation_from", "test_from"):
+        point = getattr(options, name)
+        if isinstance(point, str) and unit is None:
+            raise UserError(
+                f"data.split.{name}: {point} is a date, and of which unit the times of the logs are is not known; give"
+                " a number in their unit"
+            )
+        points[name] = seconds_of(point) * UNITS[str(unit)] if isinstance(point, str) else point
     split = splits.temporal(times, offsets, **points)
     first, last = times.min(), times.max()
     dates = f" ({moment(first, unit)} to {moment(last, unit)})" if unit else ""
@@ -444,12 +410,7 @@ def _temporal(options: SplitConfig, dataset: Dataset, offsets: NDArray[np.int64]
 
 
 def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
-    """Return `data.exposures` of a recipe, up to the log's newest part.
-
-    Args:
-        directory: of the log; a service may be writing to it.
-        publish: first move rows in no part yet into one.
-    """
+    """Return `data.exposures` of a recipe, up to the log's newest part; `publish` first moves rows in none into one."""
     directory = Path(directory)
     if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
         raise UserError(f"{directory}: no exposure log; give the folder that `adagrpo serve` logs into")

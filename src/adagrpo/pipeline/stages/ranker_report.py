@@ -1,10 +1,5 @@
-"""The stages that the page alone shows, `ranker/report` and `report/paired`.
-
-The first is reward quality by stratum on validation cases (`adagrpo.evaluation.reward_quality`), the second each
-evaluated checkpoint against sft and continued NLL on test cases.
-
-A known truth adds the correlation of scores and utilities before each user's last purchase. Pairwise rewards rank the
-catalogue for fewer cases.
+"""The stages that the page alone shows: `ranker/report` is reward quality by stratum on validation cases, with a known
+truth also its correlation with utilities; `report/paired` each evaluated checkpoint against sft and continued NLL.
 """
 
 from __future__ import annotations
@@ -39,7 +34,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
+from adagrpo.pipeline.stages.evaluate import by_case, read_lists
 from adagrpo.pipeline.stages.impressions import ACTIVITIES, EXPOSURES, loss_of
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
@@ -203,12 +198,14 @@ def read_measured(data: RunData, folder: Path) -> Measured:
     for name in FILES:
         hash_of(data.run, folder / name)
     width = data.config.evaluation.beam_width
-    items = read_lists(data, cases, folder, width)
+    items, valid = read_lists(data, cases, folder, width), np.zeros((len(cases), width), dtype=np.bool_)
+    free = by_case(data, cases, folder / "free.parquet", "valid", width)  # True where a sequence names an item
+    valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
     lists = RankedLists(
         ranks_in(items, cases),
         width,
         items=items,
-        valid=read_valid(data, cases, folder, width),
+        valid=valid,
         tail=data.tail,
         utility=data.utility_at(cases),
         sizes=cases.sizes,

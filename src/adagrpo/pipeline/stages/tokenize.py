@@ -60,14 +60,13 @@ def tokenize(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         codes, error, quantization = _quantize(run)
         unique = codes
-        if len(sequence_groups(codes)[1]) < len(codes) and options.collisions == "nearest":
-            unique = move_to_free_codes(quantization(), 0 if options.published is not None else options.codes)
-        elif len(sequence_groups(codes)[1]) < len(codes):
-            unique = resolve_collisions(codes)
+        if len(sequence_groups(codes)[1]) < len(codes):
+            free = 0 if options.published is not None else options.codes
+            nearest = options.collisions == "nearest"
+            unique = move_to_free_codes(quantization(), free) if nearest else resolve_collisions(codes)
         catalog = Catalog.from_codes(unique)
         catalog.write(work / "codes.parquet")
-        report = audit(codes, catalog, reconstruction_error=error)
-        write_json(work / "audit.json", report)
+        write_json(work / "audit.json", audit(codes, catalog, reconstruction_error=error))
 
     return Declaration(build, reads, ("codes.parquet", "codes.json", "audit.json"), ("tokenizer", "seed"))
 
@@ -84,17 +83,11 @@ def _quantize(run: RunDirectory) -> tuple[NDArray[np.int64], float | None, Calla
     options, seed = run.config.tokenizer, run.config.seed
     if options.published is not None:
         path, item_ids = run.data / options.published.path, load_item_ids(RunData(run).prepared)
-        codes = (
-            read_index(path, item_ids)
-            if options.published.column is None
-            else import_semantic_ids(
-                path,
-                item_ids,
-                column=options.published.column,
-                id_column=options.published.id_column,
-                max_expansion=run.config.data.max_expansion,
-            )
-        )
+        if options.published.column is None:
+            codes = read_index(path, item_ids)
+        else:
+            columns, bound = options.published.model_dump(exclude={"path"}), run.config.data.max_expansion
+            codes = import_semantic_ids(path, item_ids, **columns, max_expansion=bound)
         return codes, None, lambda: level_means(codes, item_vectors(run))
     vectors = item_vectors(run)
     sizes = {"levels": options.levels, "codes": options.codes, "seed": seed}
@@ -120,11 +113,7 @@ def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
 
 
 def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged) -> None:
-    """Initialise an item embedding in place from the tokenizer's vectors, if any, see `starting_rows`.
-
-    Args:
-        run: prepared and, if texts are read, encoded.
-    """
+    """Initialise an item embedding in place from the tokenizer's vectors, if any, see `starting_rows`."""
     vectors = vectors_at_hand(run, training)
     if vectors is None:
         return
@@ -136,12 +125,10 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
 
 def vectors_at_hand(run: RunDirectory, training: Ragged) -> NDArray[np.float32] | None:
     """Return (V, W) vectors of the configured kinds that items have, if any."""
-    items = load_items(RunData(run).prepared)
-    weights: dict[str, float] = {
-        name: weight
-        for name, weight in run.config.tokenizer.vectors.items()
-        if _described(items, name) and (name != "language_model" or reads_texts(run.config))
-    }
+    items, weights = load_items(RunData(run).prepared), dict[str, float](run.config.tokenizer.vectors.items())
+    if not reads_texts(run.config):
+        weights.pop("language_model", None)
+    weights = {name: weight for name, weight in weights.items() if _described(items, name)}
     return _weighed(run, items, weights, training) if weights else None
 
 
