@@ -287,9 +287,8 @@ def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expan
     if keys.dtype == pl.String and numbers(keys).null_count() == keys.null_count():
         keys = numbers(keys)  # of a CSV file, whose "10" is after "9"
     ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
-    joined = ids.join(
-        pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys}), on=ITEM_ID, how="left", maintain_order="left"
-    )
+    keyed = pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys})
+    joined = ids.join(keyed, on=ITEM_ID, how="left", maintain_order="left")
     missing = joined.filter(pl.col("key").is_null())
     if len(missing):
         raise UserError(f"{table}: item {missing[ITEM_ID][0]} has no {column}, by which ties are to be found")

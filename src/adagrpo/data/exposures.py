@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,25 +47,6 @@ REQUEST, KIND = "request_id", "kind"
 CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback may be apart
 
 
-@dataclass(frozen=True)
-class ExposureCounts:
-    """Row counts of an exposure log."""
-
-    answers: int  # that were read
-    answers_repeated: int  # of a request id that was read before; left out
-    answers_without_user: int  # left out: nobody's history
-    answers_not_sampled: int  # left out, where only drawn lists are wanted
-    impressions: int  # items of the lists that are kept
-    clicks: int  # of those
-    feedback: int  # that was read
-    feedback_repeated: int  # of a request, item and kind that was read before; left out
-    feedback_of_unknown_requests: int  # left out: no answer has the id
-    feedback_of_items_not_shown: int  # left out: the answer has no such item
-    feedback_early: int  # left out: before the answer
-    feedback_late: int  # left out: too long after the answer
-    feedback_of_other_kinds: int  # left out: counts as no click
-
-
 class Timely(NamedTuple):
     """Feedback in time, and counts of early and late rows."""
 
@@ -90,8 +70,8 @@ def impressions_of(
     clicks: Sequence[str],  # kinds of feedback that are clicks
     within_seconds: float | None = None,  # maximum delay of a click; None: no limit
     only_sampled: bool = False,  # keep sampled lists only, which have propensities
-) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join an exposure log's shown lists with their feedback, in log order.
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Join an exposure log's shown lists with their feedback, in log order; return also counts of rows.
 
     A click gets the time of its impression, so it is never history of its own list. Columns: user_id, item_id,
     timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (first).
@@ -130,22 +110,21 @@ def impressions_of(
         REQUEST,
         CLICKED_AT,
     )
-    counts = ExposureCounts(
-        answers=len(exposures),
-        answers_repeated=len(exposures) - len(answers),
-        answers_without_user=len(answers) - len(named),
-        answers_not_sampled=int(named["log_inclusions"].is_null().sum()) if only_sampled else 0,
-        impressions=len(table),
-        clicks=int(table[CLICKED].sum()),
-        feedback=len(feedback),
-        feedback_repeated=len(feedback) - len(distinct),
-        feedback_of_unknown_requests=len(distinct) - len(found),
-        feedback_of_items_not_shown=len(found) - len(of_items),
-        feedback_early=early,
-        feedback_late=late,
-        feedback_of_other_kinds=len(in_time) - len(counting),
-    )
-    return table, counts
+    return table, {
+        "answers": len(exposures),
+        "answers_repeated": len(exposures) - len(answers),
+        "answers_without_user": len(answers) - len(named),  # nobody's history
+        "answers_not_sampled": int(named["log_inclusions"].is_null().sum()) if only_sampled else 0,
+        "impressions": len(table),
+        "clicks": int(table[CLICKED].sum()),
+        "feedback": len(feedback),
+        "feedback_repeated": len(feedback) - len(distinct),  # of one request, item and kind
+        "feedback_of_unknown_requests": len(distinct) - len(found),
+        "feedback_of_items_not_shown": len(found) - len(of_items),
+        "feedback_early": early,
+        "feedback_late": late,
+        "feedback_of_other_kinds": len(in_time) - len(counting),
+    }
 
 
 PAIR = [USER_ID, ITEM_ID]
@@ -215,11 +194,9 @@ def write_exposures(
         "impressions": len(shown),
         "training_interactions": len(clicks),
         "without_history_dropped": sum(map(len, [training, *held_out_parts])) - len(shown) - len(examined),
-        **{
-            f"{name}_impressions": int((examined[EXPOSURE] == name).sum())
-            for name in ("validation", "biased", "random")
-        },
     }
+    for name in ("validation", "biased", "random"):
+        summary[f"{name}_impressions"] = int((examined[EXPOSURE] == name).sum())
     clicks_shown = sum(int(table[CLICKED].cast(pl.Boolean).sum()) for table in tables)
     if unshown := sum(len(entry.interactions) for entry in logs) - clicks_shown:
         summary["without_impression_dropped"] = unshown

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logs.cells import id_of, numbers
+from adagrpo.data.logs.cells import id_value, numbers
 from adagrpo.data.logs.formats import (
     MAX_EXPANSION,
     SCHEMA_BYTES,
@@ -149,9 +149,9 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
             if type(value) is int:
                 value = str(value)
             elif isinstance(value, float) and name in ids:
-                whole = id_of(value)
+                whole = id_value(value)
                 problem = problem if whole is not None else f"{name} is {value}, expected a whole number or text"
-                value = whole
+                value = None if whole is None else str(whole)
             elif value is not None and not isinstance(value, str):
                 if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
                     problem = f"{name} is of type {type(value).__name__}"
@@ -171,10 +171,6 @@ def _value(record: Any, name: str) -> Any:
 
 
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Yield columns as text, and problems with records.
-
-    The fast reader needs one record per line.
-    """
     names, separator = csv_header(path)
     header = carried = b""
     for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
@@ -189,7 +185,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
                     raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
-        table, carried = _fast(header, whole, columns, separator), b""
+        table, carried = _fast(header, whole, columns, separator), b""  # where each line is one record
         if table is not None:
             yield table, None
             continue
