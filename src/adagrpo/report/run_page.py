@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
@@ -14,7 +15,6 @@ from adagrpo.report.figures import Figure, Log, of_this_reward
 from adagrpo.report.page import Block, RunFiles, Section, page, read_mapping, read_rows
 from adagrpo.report.run_tables import (
     REFERENCES,
-    as_yaml,
     calibration_text,
     exposure_figures,
     exposure_table,
@@ -277,10 +277,10 @@ def _made_from(files: RunFiles, metrics: Content) -> list[Section]:
     threads = described.get("threads")
     versions = "Versions" if threads is None else f"Versions, {threads} thread{'' if threads == 1 else 's'}"
     configuration = [
-        Block("details", [Block("pre", text)] if text else [], summary)
-        for summary, text in (
-            ("Resolved configuration", as_yaml(described.get("config"))),
-            ("Data files", as_yaml(described.get("data"))),
+        Block("details", [Block("pre", dump_yaml(part, allow_unicode=True))] if part else [], summary)
+        for summary, part in (
+            ("Resolved configuration", described.get("config")),
+            ("Data files", described.get("data")),
         )
     ]
     if known := facts(described.get("versions")):
