@@ -257,9 +257,24 @@ def read_table(
     UserError for a missing column, or a malformed or too large file.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
+    tables: list[pl.DataFrame] = []
     if kind == "JSONL":
-        return _read_json(path, columns, max_expansion, list(ids))
-    tables = []
+        text, rows = [], 0
+        with reading(path, kind):
+            for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
+                text.append(block)
+                lines = json_lines(block)
+                table, problem = json_fields(lines, ids, ids)  # type inference changes long numbers
+                _refuse(path, rows, problem)
+                tables.append(table)
+                rows += len(lines)
+            found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
+            schema = found.collect_schema()
+            require(path, columns, list(nested_names(schema)))
+            frame = found.select(named_fields(columns, schema.names())).collect()
+        if len(frame) != rows:
+            raise UserError(f"{path}: {rows} lines hold {len(frame)} JSON objects; each line is one row")
+        return frame.with_columns(pl.concat(tables)) if ids else frame
     for first, table, problem in read_chunks(path, columns, max_expansion=max_expansion):
         _refuse(path, first, problem)
         tables.append(table)
@@ -275,26 +290,6 @@ def read_table(
             what = f"has {fields} of {len(names)} fields and no end of a line; the file was cut off"
             raise UserError(f"{path}, row {len(table)}: {what}")
     return table.with_columns(pl.all().replace("", None))
-
-
-def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Read ids as text: type inference changes long numbers."""
-    text, tables, rows = [], [], 0
-    with reading(path, "JSONL"):
-        for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
-            text.append(block)
-            lines = json_lines(block)
-            table, problem = json_fields(lines, ids, ids)
-            _refuse(path, rows, problem)
-            tables.append(table)
-            rows += len(lines)
-        found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
-        schema = found.collect_schema()
-        require(path, columns, list(nested_names(schema)))
-        frame = found.select(named_fields(columns, schema.names())).collect()
-    if len(frame) != rows:
-        raise UserError(f"{path}: {rows} lines hold {len(frame)} JSON objects; each line is one row")
-    return frame.with_columns(pl.concat(tables)) if ids else frame
 
 
 def _refuse(path: Path, first: int, problem: pl.Series | None) -> None:
