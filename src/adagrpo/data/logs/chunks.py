@@ -264,8 +264,8 @@ def read_table(
             for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
                 text.append(block)
                 lines = json_lines(block)
-                table, problem = json_fields(lines, ids, ids)  # type inference changes long numbers
-                _refuse(path, rows, problem)
+                table, problems = json_fields(lines, ids, ids)  # type inference changes long numbers
+                _refuse(path, rows, problems)
                 tables.append(table)
                 rows += len(lines)
             found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
