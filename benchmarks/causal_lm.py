@@ -27,7 +27,7 @@ from adagrpo.networks import autocast_dtype
 from adagrpo.objective import clipped_surrogate, gated_sum, group_advantages, group_loss
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 from benchmarks.rows import Row, median_spread, timed, timed_in_turn
 

@@ -86,7 +86,7 @@ def measure(folder: Path, way: str) -> dict[str, Any]:
     from adagrpo.data.prepared import load_training
     from adagrpo.policies import CompactPolicy
     from adagrpo.rewards import NoiseReward
-    from adagrpo.semantic_ids import Catalog
+    from adagrpo.semantic_ids.catalog import Catalog
     from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised
     from benchmarks.compact import stepper
 

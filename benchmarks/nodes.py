@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.recommend import PART_USERS
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, to_markdown
 from research.rows import add_row
 

@@ -18,7 +18,7 @@ from adagrpo.evaluation.predictions import predict
 from adagrpo.networks import mixed_precision
 from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised
 from adagrpo.types import Cases, Histories, Ragged
 from benchmarks.compact import STEPS, stepper

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.writing import write_file
 
 __all__ = ["add_row", "keep_rows", "loaded_code", "merge_rows", "portable", "source_hash", "staleness"]

@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import nodes, page, scale_table, stale
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))

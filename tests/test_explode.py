@@ -23,7 +23,7 @@ from adagrpo.data.logs.formats import LONGEST_LINE, read_blocks
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids import import_semantic_ids
+from adagrpo.semantic_ids.published import import_semantic_ids
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.reliability.explode import BOMBS, prepared, refusal, write_bomb

@@ -24,7 +24,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import checked_stage
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import write_report
+from adagrpo.report.run_page import write_report
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.model_folders import refuse_code
 from adagrpo.trainer.checkpoints import load_weights

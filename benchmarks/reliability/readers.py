@@ -21,7 +21,7 @@ from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.current_files import CurrentFiles
 from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.serve import recommender
-from adagrpo.report import build_report
+from adagrpo.report.run_page import build_report
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.foreign import RECIPE
 from benchmarks.reliability.kills import succeed

@@ -17,7 +17,7 @@ from engine_client import Server
 
 from adagrpo.decoding import score_sequences
 from adagrpo.policies.causal_lm import CausalLMPolicy
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Rollouts
 
 __all__ = ["EngineRollouts", "engine_rollouts"]

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from adagrpo.monitoring import SIGNS
-from adagrpo.report import Table, read_rows
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table
 from adagrpo.storage.writing import write_file
 from research.closed_loop.loop_summary import ALL, loop_chart, reference_of
 from research.closed_loop.plan import LoopPlan, read_loop_plan

@@ -19,7 +19,7 @@ import numpy as np
 
 from adagrpo.config.evaluation import DecideConfig
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.decisions.shops import HERE, UTILITY, carry_out, shop
 from research.rows import add_row

@@ -21,7 +21,7 @@ import numpy as np
 
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, START
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.decisions.exposure_weights import forget
 from research.decisions.shops import HERE, UTILITY, carry_out, shop

@@ -43,7 +43,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fuse import choices_of, validation_cases
 from adagrpo.pipeline.stages.tokenize import item_vectors
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.rewards import Reward
 from adagrpo.rewards.protocol import ask_catalogue
 from adagrpo.types import Cases, Histories

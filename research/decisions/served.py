@@ -19,7 +19,7 @@ import polars as pl
 
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.decisions.sets import HERE, arguments, predictions
 from research.rows import add_row

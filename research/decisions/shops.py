@@ -28,8 +28,8 @@ from adagrpo.console import StderrConsole
 from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START
 from adagrpo.pipeline import Run
-from adagrpo.report import Table, read_rows
-from adagrpo.report.tables import format_p
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table, format_p
 from research.command import run
 from research.rows import add_row
 

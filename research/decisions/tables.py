@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.decisions import earlier, exposure_weights, features, network, richer, served, sets, shops, teacher
 from research.marked_tables import keep_page

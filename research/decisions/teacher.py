@@ -33,7 +33,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.staleness import stages_of
 from adagrpo.policies import Policy
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.storage.artifacts import manifest, seal

@@ -28,7 +28,7 @@ from benchmarks.rows import machine
 from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.exposed_feed.judges import JUDGE, SCORES, Judge, Judges
 from research.exposed_feed.orders import differences, judge_order, means

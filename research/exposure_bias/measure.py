@@ -27,7 +27,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.exposure_bias.gates import gates_of
 from research.rows import add_row

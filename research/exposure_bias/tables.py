@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.evaluation.statistics import seed_interval
-from adagrpo.report import Table, read_rows, to_markdown
-from adagrpo.report.tables import Alignment
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Alignment, Table, to_markdown
 from research.command import run
 
 BANDS = ("all", "head", "middle", "tail")

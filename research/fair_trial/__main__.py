@@ -9,7 +9,7 @@ Move `tuning-<set>.jsonl` away to tune anew.
 
 from __future__ import annotations
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.fair_trial.trial import carry_out
 from research.fair_trial.tune import HERE, folder_of, read_plan, set_parser, start, tune, tuned_on, unfinished

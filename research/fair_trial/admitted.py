@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.fair_trial.tune import HERE

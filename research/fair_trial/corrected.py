@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.evaluation.statistics import holm
-from adagrpo.report import read_comparison
+from adagrpo.report.comparison_page import read_comparison
 from adagrpo.report.tables import Table, to_text
 
 __all__ = ["Difference", "corrected_table", "differences_in", "read_differences"]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.fair_trial.tune import HERE, fixed, folder_of, read_plan, set_parser, start, tuned_on

@@ -65,7 +65,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.directory import locked
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
 from research.command import run

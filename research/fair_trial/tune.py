@@ -24,7 +24,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import locked
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 from research.command import run

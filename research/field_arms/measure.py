@@ -33,8 +33,8 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stages.reranking import STAGE, reranking
-from adagrpo.report import Table, read_rows
-from adagrpo.report.tables import MISSING
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import MISSING, Table
 from adagrpo.trainer.pressure import mean_pressure
 from research.rows import add_row
 

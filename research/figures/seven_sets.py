@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adagrpo.report import Table, read_rows
 from adagrpo.report.charts import GREY, INK, SKY, SURFACE, TEAL, draw
-from adagrpo.report.tables import Alignment
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Alignment, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

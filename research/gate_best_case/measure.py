@@ -26,7 +26,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import read_reward_weights
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stages.reranking import FILE, STAGE, reranking
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.trainer.pressure import mean_pressure
 from research.command import run
 from research.gate_best_case.world import BASELINE, Outcome, World

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table
 from research.command import run
 from research.marked_tables import keep_page, with_marked

@@ -34,7 +34,8 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.diagnose import LeakCheck
-from adagrpo.report import Table, read_rows, to_markdown
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table, to_markdown
 from adagrpo.rewards import CallableReward, NoiseReward, Reward, WeightedReward
 from adagrpo.types import Histories
 from research.leaks.taste import taste_of

@@ -30,7 +30,7 @@ from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.lists.query import Query, past_of_queries
 from adagrpo.lists.sources import NearestItems, similarities
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories, Ragged
 from research.command import run

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from adagrpo.errors import UserError
-from adagrpo.report import to_markdown
+from adagrpo.report.tables import to_markdown
 from research.pages.documents import figures_into, tables_into
 from research.pages.intervals import intervals_into
 from research.pages.results import results_file_table

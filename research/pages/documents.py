@@ -50,8 +50,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
+from adagrpo.report.comparison_page import comparison_figures, pairs_table, read_comparison
 from adagrpo.report.decision import contenders_table
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table, to_markdown, to_text
 from adagrpo.storage.writing import write_file
 from research.decisions.sets import lists
 from research.decisions.shops import verdicts

@@ -16,7 +16,7 @@ import numpy as np
 from adagrpo.config import CompareConfig
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import corrected_pairs, give_verdicts, over_both, within_margin
-from adagrpo.report import finding, read_comparison
+from adagrpo.report.comparison_page import finding, read_comparison
 from adagrpo.storage.hashes import with_hash
 from adagrpo.storage.writing import write_file
 

@@ -18,7 +18,7 @@ from typing import Any
 from adagrpo.errors import UserError
 from adagrpo.evaluation.statistics import Interval, seed_interval
 from adagrpo.metrics import is_rate
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.report.tables import (
     MISSING,
     START,

@@ -22,7 +22,7 @@ import yaml
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.make import make
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.fair_trial import tune as fair
 from research.field_arms.measure import Users, difference, outcome

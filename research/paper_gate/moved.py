@@ -25,7 +25,7 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import trained_arms
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.fair_trial import tune as fair
 from research.rows import add_row

@@ -27,7 +27,7 @@ from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.exposed_feed.orders import judge_order, policy_scores
 from research.rows import add_row

@@ -28,7 +28,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare_arms import weight_used
 from adagrpo.pipeline.directory import locked
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.field_arms.measure import Users, difference, outcome
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence

@@ -38,7 +38,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stages.fit_ranker import lambdarank
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.fair_trial import tune as fair
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence

@@ -30,7 +30,7 @@ from adagrpo.pipeline.compare_arms import evaluation_folder
 from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.ranker_report import read_measured
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.hashes import hash_json, with_hash
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file

@@ -35,7 +35,8 @@ from adagrpo.pipeline.directory import place_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.impressions import examined, exposed
-from adagrpo.report import Table, read_rows, to_markdown
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table, to_markdown
 from research.command import run
 from research.exposure_bias.measure import SETTINGS
 from research.rows import add_row

@@ -44,7 +44,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.refit import make_refit, refit_of
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Ragged
 from research.command import run

@@ -26,7 +26,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.directory import locked
-from adagrpo.report import to_markdown
+from adagrpo.report.tables import to_markdown
 from adagrpo.storage.marks import claim
 from research.command import run
 from research.pages.quality import quality_table

@@ -33,7 +33,7 @@ from adagrpo.networks import Dropout, initialise, mixed_precision, sampled_softm
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.types import Histories, Ragged
 from research.command import run
 from research.rows import add_row

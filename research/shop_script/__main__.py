@@ -26,7 +26,7 @@ from adagrpo.config.data import seconds_of
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.rows import add_row

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.report import Table, read_rows, to_markdown
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table, to_markdown
 from research.command import run
 
 HERE = Path(__file__).parent

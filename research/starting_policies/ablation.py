@@ -30,7 +30,7 @@ from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import to_markdown
+from adagrpo.report.tables import to_markdown
 from research.command import run
 from research.pages.results import ablation_table
 

@@ -30,7 +30,8 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.policies.compact import CompactContext, CompactPolicy
-from adagrpo.report import Table, read_rows
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.marked_tables import with_marked

@@ -39,8 +39,8 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.report import Table, read_rows, to_markdown
-from adagrpo.report.tables import MISSING, Alignment
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import MISSING, Alignment, Table, to_markdown
 from research.command import run
 from research.rows import add_row
 

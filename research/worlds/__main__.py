@@ -27,7 +27,7 @@ from adagrpo.config.data import seconds_of
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.lists.names import START
 from adagrpo.pipeline import Run
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.command import run
 from research.rows import add_row
 from research.worlds.simulators import World, simulate

@@ -14,7 +14,7 @@ from adagrpo.data.exposures import load_held_out, write_exposures
 from adagrpo.data.logs.interactions import Columns, Logs, read_logs
 from adagrpo.data.prepared import load_training
 from adagrpo.errors import UserError
-from adagrpo.report import dataset_table
+from adagrpo.report.run_tables import dataset_table
 
 
 def logs(folder: Path, rows: Sequence[tuple[str, str, int | None]], name: str) -> Logs:

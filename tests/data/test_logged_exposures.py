@@ -35,7 +35,7 @@ def test_each_item_is_a_row_with_its_click_and_its_propensity() -> None:
     ]
     np.testing.assert_allclose(table["propensity"][:2], [0.5, 0.25], rtol=1e-12)
     assert table["propensity"][2] is None
-    assert (counts.answers, counts.impressions, counts.clicks, counts.feedback) == (2, 3, 1, 1)
+    assert (counts["answers"], counts["impressions"], counts["clicks"], counts["feedback"]) == (2, 3, 1, 1)
 
 
 def test_what_is_left_out_is_counted_once_each() -> None:
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_counted_once_each() -> None:
     )
     table, counts = impressions_of(shown, feedback, clicks=["click", "purchase"], within_seconds=60.0)
     assert table.select("request_id", "item_id", "clicked").rows() == [("a", "1", 1), ("a", "2", 0)]
-    assert vars(counts) == {
+    assert counts == {
         "answers": 4,
         "answers_repeated": 1,
         "answers_without_user": 1,
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted_once_each() -> None:
 def test_only_drawn_lists_are_kept_if_wanted() -> None:
     shown = answers({"request_id": "a", "slate": ["1"]}, {"request_id": "b", "slate": ["1"], "log_inclusions": [-1.0]})
     table, counts = impressions_of(shown, said(("b", "1", "click", 101.0, 1.0)), clicks=["click"], only_sampled=True)
-    assert table["request_id"].to_list() == ["b"] and (counts.answers_not_sampled, counts.clicks) == (1, 1)
+    assert table["request_id"].to_list() == ["b"] and (counts["answers_not_sampled"], counts["clicks"]) == (1, 1)
 
 
 def test_the_join_is_what_a_loop_finds() -> None:
@@ -117,4 +117,4 @@ def test_the_join_is_what_a_loop_finds() -> None:
             clicked = "click" in first and -5.0 <= first["click"] - row["time"] <= 80.0
             expected.append((row["request_id"], item, int(clicked)))
     assert table.select("request_id", "item_id", "clicked").rows() == expected
-    assert counts.clicks == sum(clicked for _, _, clicked in expected) > 3
+    assert counts["clicks"] == sum(clicked for _, _, clicked in expected) > 3

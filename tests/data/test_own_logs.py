@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import build_dataset
-from adagrpo.data.logs.formats import files_of
+from adagrpo.data.logs.formats import csv_header, files_of
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.preview import format_lines, preview_logs
@@ -465,3 +465,9 @@ def test_times_of_a_shop_are_known_by_their_names(tmp_path: Path) -> None:
     for name in ("ordered_at", "shown_at"):  # numbers, which only a name tells from others
         text = f"customer_id,sku,{name}\n" + "".join(f"{n % 3},{n},{1_700_000_000 + n}\n" for n in range(12))
         assert preview_logs([write(tmp_path / f"{name}.csv", text)])["mapping"]["timestamp"] == name
+
+
+def test_a_separator_within_quotes_of_a_header_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text('user;item;"at, roughly"\n1,2;3,4;5,6\n', encoding="utf-8")
+    assert csv_header(path) == (["user", "item", "at, roughly"], ";")

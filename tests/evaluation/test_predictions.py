@@ -21,7 +21,7 @@ from adagrpo.evaluation.predictions import (
 )
 from adagrpo.policies import CompactPolicy
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Ragged
 
 MAX_HISTORY = 6

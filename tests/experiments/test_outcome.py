@@ -12,7 +12,7 @@ from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import Units, column_of, users_of
 from adagrpo.exposures.exposure_log import FAILED
-from adagrpo.report import effects_table
+from adagrpo.report.experiment_page import effects_table
 
 from .two_arms import AFTER, NEVER, PLAN, changed, tables
 

@@ -14,7 +14,7 @@ from adagrpo.groups.draw import draw_groups
 from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gated_groups, gather_evidence, summary
 from adagrpo.groups.score import score_groups
 from adagrpo.policies import CompactPolicy
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 

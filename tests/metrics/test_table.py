@@ -16,9 +16,9 @@ from adagrpo.config import CompareConfig
 from adagrpo.evaluation.comparison import Measured, compare, per_user
 from adagrpo.evaluation.predictions import Predictions, summarise
 from adagrpo.metrics import METRICS, Metric, RankedLists, ReportPart, measure, measure_users
-from adagrpo.report import comparison_markdown, comparison_table, finding, results_table
+from adagrpo.report.comparison_page import comparison_markdown, comparison_table, finding
 from adagrpo.report.figures import Log, learning_curves
-from adagrpo.report.tables import format_metric
+from adagrpo.report.tables import format_metric, results_table
 from adagrpo.types import Cases, Ragged
 
 

@@ -38,7 +38,7 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.fuse import fit_sources
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
 ITEMS = [10 * number + 3 for number in range(30)]

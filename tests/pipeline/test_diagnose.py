@@ -16,7 +16,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.diagnose import observe
-from adagrpo.report import diagnosis_tables, write_diagnosis
+from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.tables import format_p
 
 

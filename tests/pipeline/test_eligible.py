@@ -20,7 +20,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.staleness import parts_of
-from adagrpo.report import summary_sentences
+from adagrpo.report.summary import summary_sentences
 
 IDS = [10 * item + 3 for item in range(0, 30, 2)]
 KEPT = [item for item in IDS if item != 23]

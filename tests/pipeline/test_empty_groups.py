@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from adagrpo.groups import draw
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import events_of, locked
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.storage.artifacts import remove_artifact
 
 from ..consoles import Heard

@@ -14,7 +14,7 @@ from adagrpo.pipeline.decide import choose
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.diagnose import suspect
-from adagrpo.report import diagnosis_tables
+from adagrpo.report.diagnosis_page import diagnosis_tables
 
 HONEST = """
 def ahead(histories, candidates):

@@ -15,8 +15,8 @@ from torch import Tensor
 from adagrpo.console import Silent
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
-from adagrpo.report import write_report
 from adagrpo.report.figures import Log
+from adagrpo.report.run_page import write_report
 from adagrpo.report.run_tables import failures_table
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.artifacts import seal

@@ -23,7 +23,8 @@ from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import embedded_tokens, end_token, load_folder
 from adagrpo.policies.named_tokens import NamedTokens
 from adagrpo.policies.shared_codes import SharedCodesPolicy
-from adagrpo.semantic_ids import Catalog, read_index, resolve_collisions
+from adagrpo.semantic_ids.catalog import Catalog, resolve_collisions
+from adagrpo.semantic_ids.published import read_index
 from adagrpo.types import Histories, Ragged
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

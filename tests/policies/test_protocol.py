@@ -17,7 +17,7 @@ from adagrpo.decoding import beam_search, beam_search_both, sample, score_sequen
 from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import TrainingBatch
 from adagrpo.trainer.checkpoints import load_weights, save_weights
 from adagrpo.trainer.post_training import nll_term

@@ -12,7 +12,7 @@ import polars as pl
 
 from adagrpo.config import CompareConfig
 from adagrpo.evaluation.comparison import ComparisonVerdict, Measured, compare, compare_pairs
-from adagrpo.report import (
+from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
     comparison_page,

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.report import build_report, write_figures, write_report
 from adagrpo.report.decision import decision_text
+from adagrpo.report.run_page import build_report, write_figures, write_report
 
 HOSTILE = "<script>alert('x')<"  # no slash, so that it can be the name of a folder
 

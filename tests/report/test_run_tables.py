@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.report import build_report
+from adagrpo.report.run_page import build_report
 from adagrpo.report.run_tables import calibration_text, ranking_table, strata_table
 
 

@@ -12,8 +12,7 @@ import pytest
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.current_files import CurrentFiles, shown_users
-from adagrpo.report import write_users
-from adagrpo.report.run_page import MARK, ShownUser
+from adagrpo.report.run_page import MARK, ShownUser, write_users
 
 
 def test_lists_stand_beside_each_other_and_the_hit_is_marked(tmp_path: Path) -> None:

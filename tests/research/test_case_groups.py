@@ -9,7 +9,7 @@ import torch
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
 from adagrpo.policies import CompactPolicy
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Ragged, Rollouts
 from research.gates import rollout_miss_gate
 from research.paper_gate.case_groups import case_groups, evidence_of

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.exposure_bias import measure as exposure_bias
 from research.random_exposure import propensity
 

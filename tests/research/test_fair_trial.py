@@ -15,7 +15,8 @@ import yaml
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.errors import UserError
-from adagrpo.report import read_comparison, read_rows
+from adagrpo.report.comparison_page import read_comparison
+from adagrpo.report.page import read_rows
 from adagrpo.types import Cases, Ragged
 from research.fair_trial import __main__ as both
 from research.fair_trial import diagnosed as diagnosing

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.report import read_comparison
+from adagrpo.report.comparison_page import read_comparison
 from adagrpo.storage.hashes import with_hash
 from research.pages.intervals import intervals_into
 

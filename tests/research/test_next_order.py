@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.next_order import __main__ as study
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.nights import __main__ as study
 from research.refit.__main__ import with_rows
 from research.worlds.simulators import DAYS, KINDS, World

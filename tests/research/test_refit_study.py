@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.types import Cases, Ragged
 from research.refit import __main__ as study
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research import rows
 from research.rows import add_row, keep_rows, loaded_code, merge_rows, portable, staleness
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from adagrpo.types import Ragged
 from research.sequential_ranker import ablation
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adagrpo.report import read_comparison, read_rows, to_markdown
+from adagrpo.report.comparison_page import read_comparison
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import to_markdown
 from research.closed_loop import tables as closed_loop
 from research.decisions import tables as decisions
 from research.exposed_feed import fused

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.report import read_rows
+from adagrpo.report.page import read_rows
 from research.worlds import __main__ as study
 from research.worlds.simulators import BEGINNING, DAY, KINDS, Bundles, World, simulate
 from research.worlds.tables import CHOICE, below_table, goals, of_worlds, regrets, tables

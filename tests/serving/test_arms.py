@@ -23,7 +23,7 @@ from adagrpo.lists.fallback import CircuitBreaker
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
-from adagrpo.report import write_experiment
+from adagrpo.report.experiment_page import write_experiment
 from adagrpo.serving.arms import ArmManager
 from adagrpo.serving.model_manager import Asked, Serving
 from adagrpo.serving.options import Bearers, Limits, Options

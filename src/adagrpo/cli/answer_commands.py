@@ -24,8 +24,8 @@ def diagnose(run: RunDirectory, common: Common, out: Elsewhere = None) -> None:
     if common.as_json:
         typer.echo(json.dumps(found.content))
         return
-    tables = library.report.diagnosis_tables(found.content)
-    typer.echo("\n\n".join(library.report.to_text(tables[name]) for name in ("orders", "evidence")))
+    tables = library.diagnosis_page.diagnosis_tables(found.content)
+    typer.echo("\n\n".join(library.tables.to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {found.verdict}\n" + "\n".join(found.sentences))
     if found.serve is not None:
         typer.echo(f"\n{found.serve}")
@@ -98,7 +98,7 @@ def compare(
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
         return
     for content in results:
-        typer.echo(library.report.to_text(library.report.comparison_table(content)))
+        typer.echo(library.tables.to_text(library.comparison_page.comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
 
 
@@ -113,14 +113,14 @@ def report(
     if figures is not None and figures.exists() and not figures.is_dir():
         raise UserError(f"{figures}: is a file; --figures takes a folder")
     if (run / "comparison.json").is_file():
-        content = library.report.read_comparison(run / "comparison.json")
+        content = library.comparison_page.read_comparison(run / "comparison.json")
         library.marks.check_kind(run, "comparison", "--run")
         if out is not None and out.resolve() != run.resolve():
             if (out / "comparison.json").exists():
                 raise UserError(f"--out: {out} is a comparison of its own, with a page; take a new folder")
             library.marks.claim(out, "comparison")
-        page = library.report.write_comparison(out or run, content)
-        written = [] if figures is None else library.report.write_comparison_figures(content, figures)
+        page = library.comparison_page.write_comparison(out or run, content)
+        written = [] if figures is None else library.comparison_page.write_comparison_figures(content, figures)
     else:
         if library.marks.is_marked(run) and library.marks.read_mark(run).get("kind") == "comparison":
             raise UserError(
@@ -132,7 +132,7 @@ def report(
             written = (
                 []
                 if figures is None
-                else library.report.write_figures(library.current_files.CurrentFiles(opened), figures)
+                else library.run_page.write_figures(library.current_files.CurrentFiles(opened), figures)
             )
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
@@ -145,7 +145,7 @@ def show_status(
     """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
     content = library.status.status(run)
     table, lines = library.status.status_tables(content)
-    text = [] if table is None else [library.report.to_text(table), ""]
+    text = [] if table is None else [library.tables.to_text(table), ""]
     typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
 
 

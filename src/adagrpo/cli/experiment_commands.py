@@ -54,14 +54,18 @@ def ab(
         result = experiments.experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:
-            table = library.report.preference_table if result["kind"] == "interleaving" else library.report.daily_table
+            table = (
+                library.experiment_page.preference_table
+                if result["kind"] == "interleaving"
+                else library.experiment_page.daily_table
+            )
             typer.echo(
-                "\n" + (library.report.to_text(table(result["daily"])) if result["daily"] else "no effect by day yet")
+                "\n" + (library.tables.to_text(table(result["daily"])) if result["daily"] else "no effect by day yet")
             )
         if out is not None:
             library.marks.claim(out, "experiment")
             library.writing.write_file(out / "experiment.json", json.dumps(result) + "\n")
-            page = library.report.write_experiment(out / "experiment.html", result)
+            page = library.experiment_page.write_experiment(out / "experiment.html", result)
             if not common.as_json:
                 typer.echo(f"\n{page}")
 
@@ -111,7 +115,7 @@ def estimate(
         weighs = ("", "") if seen is None else (f"{seen['effective_size']:,.0f}", f"{seen['mean']:.3f}")
         body.append((row["of"], row["estimator"], value, span, *weighs))
     head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
-    typer.echo("\n" + library.report.to_text(library.report.Table.of(head, body, 2)))
+    typer.echo("\n" + library.tables.to_text(library.tables.Table.of(head, body, 2)))
     refused: dict[tuple[str, str], list[str]] = {}
     for row in found["estimates"]:
         if row["refused"]:
@@ -132,7 +136,7 @@ def _size_text(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     head = ("metric", "expected", "deviation / mean", "users", "days")
-    read, table = rows[0]["read"], library.report.to_text(library.report.Table.of(head, body))
+    read, table = rows[0]["read"], library.tables.to_text(library.tables.Table.of(head, body))
     days = "" if read is None else f"\nread: {read['days']:.1f} days of the log, {read['from']} to {read['to']}"
     return table + days
 
@@ -160,8 +164,8 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     for note in result["notes"]:
         typer.echo(f"note: {note}")
     for table in (
-        library.report.effects_table(result["effects"]),
-        library.report.guardrails_table(result["guardrails"]),
+        library.experiment_page.effects_table(result["effects"]),
+        library.experiment_page.guardrails_table(result["guardrails"]),
     ):
         if table.rows:
-            typer.echo("\n" + library.report.to_text(table))
+            typer.echo("\n" + library.tables.to_text(table))

@@ -3,7 +3,7 @@
 import pydantic
 import torch
 
-from adagrpo import config, console, monitoring, networks, pipeline, report
+from adagrpo import config, console, monitoring, networks, pipeline
 from adagrpo.cli import tracking
 from adagrpo.config import data, reward, rules, section, yaml_text
 from adagrpo.data.logs import cells, formats, items, preview, question
@@ -26,7 +26,7 @@ from adagrpo.pipeline import (
     suggest,
     watch,
 )
-from adagrpo.report import decision, tables
+from adagrpo.report import comparison_page, decision, diagnosis_page, experiment_page, run_page, run_tables, tables
 from adagrpo.rewards import model_files as rewards
 from adagrpo.serving import options
 from adagrpo.storage import artifacts, hashes, marks, writing

@@ -60,7 +60,7 @@ def inspect(
         for one in preview["columns"]
     ]
     head = ("column", "values", "for example", "taken for")
-    typer.echo(library.report.to_text(library.report.Table.of(head, rows, 4)))
+    typer.echo(library.tables.to_text(library.tables.Table.of(head, rows, 4)))
     if preview["lists"]:
         column = preview["roles"]["item"]["column"]
         one_each = f"holds lists, each of which would be one item; {library.cells.ONE_EACH}"
@@ -230,7 +230,7 @@ def prepare(
     if counts:
         print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
     understood = summary.pop("understood")
-    table = library.report.to_text(library.report.dataset_table(summary))
+    table = library.tables.to_text(library.run_tables.dataset_table(summary))
     typer.echo("\n".join(library.preview.format_lines(understood)) + f"\n\n{table}\n\nrun: {out}")
 
 

@@ -27,8 +27,8 @@ def print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(metrics))
         return
     shown = metrics.get("exposures")
-    table = library.report.results_table(metrics) if shown is None else library.report.exposure_table(shown)
-    typer.echo(library.report.to_text(table))
+    table = library.tables.results_table(metrics) if shown is None else library.run_tables.exposure_table(shown)
+    typer.echo(library.tables.to_text(table))
     typer.echo(f"\nreport: {metrics['report']}")
 
 
@@ -49,7 +49,7 @@ def plan_text(content: dict[str, Any]) -> str:
         )
         for row in content["stages"]
     ]
-    lines = [library.report.to_text(library.report.Table.of(("stage", "", "steps", "time"), rows, 2)), ""]
+    lines = [library.tables.to_text(library.tables.Table.of(("stage", "", "steps", "time"), rows, 2)), ""]
     data = content["data"]
     counts = (f"{data[name]:,} {name}" for name in ("users", "items", "interactions", "impressions") if name in data)
     lines.append(f"data: {', '.join(counts)}")

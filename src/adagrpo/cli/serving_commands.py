@@ -280,7 +280,7 @@ def watch(
             )
             for row in result["days"]
         ]
-        typer.echo(library.report.to_text(library.report.Table.of(head, rows, 0, 1)) + "\n")
+        typer.echo(library.tables.to_text(library.tables.Table.of(head, rows, 0, 1)) + "\n")
     for sign, day in result["signs"].items():
         typer.echo(f"{sign}: " + ("off" if day is None else f"on from day {day}"))
     for name, share in result.get("invalid", {}).items():

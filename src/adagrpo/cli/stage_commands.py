@@ -63,7 +63,7 @@ def evaluate(
         print_values(result, as_json=True)
         return
     for split in ("validation", "test"):
-        typer.echo(f"{split}\n" + library.report.to_text(library.report.results_table(result, split)) + "\n")
+        typer.echo(f"{split}\n" + library.tables.to_text(library.tables.results_table(result, split)) + "\n")
     typer.echo(f"metrics: {opened.path('metrics.json')}")
 
 
@@ -80,17 +80,17 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
         return
     if command == "tokenize":
         outcome = library.results.catalog_outcome(run)
-        table = library.report.catalog_table(outcome)
+        table = library.run_tables.catalog_table(outcome)
     elif command == "train":
         fits = library.results.trained_outcomes(run)
-        outcome, table = {"fits": fits}, library.report.fits_table(fits)
+        outcome, table = {"fits": fits}, library.run_tables.fits_table(fits)
     else:
         outcome = library.results.fit_outcome(run, command)
-        table = library.report.fits_table({command: outcome})
+        table = library.run_tables.fits_table({command: outcome})
     folder = run.path(command)
     if common.as_json:
         print_values({"stage": command, "folder": str(folder)} | outcome, as_json=True)
     else:
-        typer.echo(library.report.to_text(table) + f"\n\nfolder: {folder}")
+        typer.echo(library.tables.to_text(table) + f"\n\nfolder: {folder}")
     if command == "train" and not run.config.train.arms:
         run.console.note("note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'")

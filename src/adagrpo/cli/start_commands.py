@@ -124,7 +124,7 @@ def decide(
         typer.echo(json.dumps(decision))
         return
     typer.echo(
-        library.report.to_text(library.decision.decision_table(decision))
+        library.tables.to_text(library.decision.decision_table(decision))
         + "\n\n"
         + library.decision.decision_text(decision)
     )
@@ -187,7 +187,7 @@ def demo(
             json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
         )
         return
-    typer.echo(library.report.to_text(library.decision.contenders_table(result.rewards)))
+    typer.echo(library.tables.to_text(library.decision.contenders_table(result.rewards)))
     typer.echo("\n" + "\n".join(library.decision.trial_sentences(result.rewards)) + "\n")
     for name, page in result.pages.items():
         typer.echo(f"report, {name}: {page}")

@@ -6,7 +6,7 @@ ids, users by id.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,14 @@ def build_dataset(
         shown = logs.impressions.with_columns(pl.col(ITEM_ID).cast(item_ids.dtype))
         known = _number(shown, user_ids, catalogue).drop_nulls([USER, ITEM])
         counts["impressions_dropped"] = len(shown) - len(known)
-        impressions = _with_history(known, numbered, logs.time_key)
+        before, until = _counts_at(known.select(USER, logs.time_key), numbered, logs.time_key)
+        if CLICKED_AT in known.columns:
+            clicked = known.select(USER, pl.max_horizontal(logs.time_key, CLICKED_AT).alias(logs.time_key))
+            _, until = _counts_at(clicked, numbered, logs.time_key)
+        history = {HISTORY_LENGTH: before.astype(np.int32), HISTORY_UNTIL: until.astype(np.int32)}
+        impressions = known.hstack(pl.DataFrame(history)).sort(USER, logs.time_key, maintain_order=True)
+        optional = [name for name in (TIMESTAMP, SLOT, PROPENSITY, CLICKED_AT) if name in impressions.columns]
+        impressions = impressions.select(USER, ITEM, HISTORY_LENGTH, HISTORY_UNTIL, CLICKED, *optional)
     lengths = np.bincount(numbered[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths
     rows = np.arange(len(numbered), dtype=np.int32)
@@ -205,19 +212,6 @@ def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataF
     return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
-# chosen the interactions, by user and time
-def _with_history(shown: pl.DataFrame, chosen: pl.DataFrame, time: str) -> pl.DataFrame:
-    before, until = _counts_at(shown.select(USER, time), chosen, time)
-    if CLICKED_AT in shown.columns:
-        _, until = _counts_at(shown.select(USER, pl.max_horizontal(time, CLICKED_AT).alias(time)), chosen, time)
-    table = shown.with_columns(
-        pl.Series(HISTORY_LENGTH, before, dtype=pl.Int32), pl.Series(HISTORY_UNTIL, until, dtype=pl.Int32)
-    )
-    optional = [name for name in (TIMESTAMP, SLOT, PROPENSITY, CLICKED_AT) if name in shown.columns]
-    columns = [USER, ITEM, HISTORY_LENGTH, HISTORY_UNTIL, CLICKED, *optional]
-    return table.sort(USER, time, maintain_order=True).select(columns)
-
-
 # moments user and time; chosen the interactions, by user and time -> before each moment, and up to it
 def _counts_at(moments: pl.DataFrame, chosen: pl.DataFrame, time: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     lengths = np.bincount(chosen[USER].to_numpy())
@@ -270,8 +264,7 @@ def shuffle_ties(
     order = np.lexsort((np.random.default_rng(seed).random(len(groups)), groups))
     shuffled = interactions.drop(USER, POSITION)[order]
     table_again = interactions.select(USER, POSITION).hstack(shuffled).select(interactions.columns)
-    known = (dataset.rejects, dataset.summary, dataset.understood)
-    return Dataset(dataset.users, dataset.items, table_again, None, *known)
+    return replace(dataset, interactions=table_again)
 
 
 # users (N,) end to end; values (N,)
@@ -287,9 +280,8 @@ def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expan
     if keys.dtype == pl.String and numbers(keys).null_count() == keys.null_count():
         keys = numbers(keys)  # of a CSV file, whose "10" is after "9"
     ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
-    joined = ids.join(
-        pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys}), on=ITEM_ID, how="left", maintain_order="left"
-    )
+    keyed = pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys})
+    joined = ids.join(keyed, on=ITEM_ID, how="left", maintain_order="left")
     missing = joined.filter(pl.col("key").is_null())
     if len(missing):
         raise UserError(f"{table}: item {missing[ITEM_ID][0]} has no {column}, by which ties are to be found")

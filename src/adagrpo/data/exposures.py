@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,25 +47,6 @@ REQUEST, KIND = "request_id", "kind"
 CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback may be apart
 
 
-@dataclass(frozen=True)
-class ExposureCounts:
-    """Row counts of an exposure log."""
-
-    answers: int  # that were read
-    answers_repeated: int  # of a request id that was read before; left out
-    answers_without_user: int  # left out: nobody's history
-    answers_not_sampled: int  # left out, where only drawn lists are wanted
-    impressions: int  # items of the lists that are kept
-    clicks: int  # of those
-    feedback: int  # that was read
-    feedback_repeated: int  # of a request, item and kind that was read before; left out
-    feedback_of_unknown_requests: int  # left out: no answer has the id
-    feedback_of_items_not_shown: int  # left out: the answer has no such item
-    feedback_early: int  # left out: before the answer
-    feedback_late: int  # left out: too long after the answer
-    feedback_of_other_kinds: int  # left out: counts as no click
-
-
 class Timely(NamedTuple):
     """Feedback in time, and counts of early and late rows."""
 
@@ -90,8 +70,8 @@ def impressions_of(
     clicks: Sequence[str],  # kinds of feedback that are clicks
     within_seconds: float | None = None,  # maximum delay of a click; None: no limit
     only_sampled: bool = False,  # keep sampled lists only, which have propensities
-) -> tuple[pl.DataFrame, ExposureCounts]:
-    """Join an exposure log's shown lists with their feedback, in log order.
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Join an exposure log's shown lists with their feedback, in log order; return also counts of rows.
 
     A click gets the time of its impression, so it is never history of its own list. Columns: user_id, item_id,
     timestamp, clicked, slot, propensity (null if not sampled), request_id, clicked_at (first).
@@ -130,22 +110,21 @@ def impressions_of(
         REQUEST,
         CLICKED_AT,
     )
-    counts = ExposureCounts(
-        answers=len(exposures),
-        answers_repeated=len(exposures) - len(answers),
-        answers_without_user=len(answers) - len(named),
-        answers_not_sampled=int(named["log_inclusions"].is_null().sum()) if only_sampled else 0,
-        impressions=len(table),
-        clicks=int(table[CLICKED].sum()),
-        feedback=len(feedback),
-        feedback_repeated=len(feedback) - len(distinct),
-        feedback_of_unknown_requests=len(distinct) - len(found),
-        feedback_of_items_not_shown=len(found) - len(of_items),
-        feedback_early=early,
-        feedback_late=late,
-        feedback_of_other_kinds=len(in_time) - len(counting),
-    )
-    return table, counts
+    return table, {
+        "answers": len(exposures),
+        "answers_repeated": len(exposures) - len(answers),
+        "answers_without_user": len(answers) - len(named),  # nobody's history
+        "answers_not_sampled": int(named["log_inclusions"].is_null().sum()) if only_sampled else 0,
+        "impressions": len(table),
+        "clicks": int(table[CLICKED].sum()),
+        "feedback": len(feedback),
+        "feedback_repeated": len(feedback) - len(distinct),  # of one request, item and kind
+        "feedback_of_unknown_requests": len(distinct) - len(found),
+        "feedback_of_items_not_shown": len(found) - len(of_items),
+        "feedback_early": early,
+        "feedback_late": late,
+        "feedback_of_other_kinds": len(in_time) - len(counting),
+    }
 
 
 PAIR = [USER_ID, ITEM_ID]
@@ -188,12 +167,27 @@ def write_exposures(
         dropped = len(keyed[1]) - len(unseen)
         held_out_parts.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
     examined = _numbered(pl.concat(held_out_parts), users, numbered_items)
-    shown, clicks = _with_random_order(_numbered(training, users, numbered_items), len(users), draw)
+    numbered = _numbered(training, users, numbered_items)
+    numbered = numbered[draw.permutation(len(numbered))].sort(USER, maintain_order=True)
+    user, clicked = numbered[USER].to_numpy(), numbered[CLICKED].to_numpy()
+    per_user = np.bincount(user[clicked], minlength=len(users))
+    before = np.cumsum(clicked) - clicked - (np.cumsum(per_user) - per_user)[user]
+    drawn = (draw.random(len(numbered)) * per_user[user]).astype(np.int64)
+    lengths = pl.Series(HISTORY_LENGTH, np.where(clicked, before, drawn), dtype=pl.Int32)
+    ordered = numbered.with_columns(lengths).sort(USER, HISTORY_LENGTH, maintain_order=True)
+    optional = [name for name in (SLOT, PROPENSITY) if name in ordered.columns]
+    clicks = ordered.filter(pl.col(CLICKED)).select(USER, ITEM, pl.col(HISTORY_LENGTH).alias(POSITION))
+    shown = ordered.select(USER, ITEM, HISTORY_LENGTH, pl.col(CLICKED).cast(pl.Int8), *optional)
 
     directory.mkdir(parents=True, exist_ok=True)
     users.write_parquet(directory / "users.parquet")
-    described = _described(numbered_items, items)
-    described.drop(MET).write_parquet(directory / "items.parquet")
+    table = items
+    if table is None:
+        table = pl.DataFrame(schema={ITEM_ID: pl.String, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
+    table = table.with_columns(pl.col(ITEM_ID).cast(pl.String), pl.lit(True).alias(MET))
+    described = numbered_items.join(table, on=ITEM_ID, how="left", maintain_order="left")
+    texts = (pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]))
+    described.select(ITEM, ITEM_ID, *texts).write_parquet(directory / "items.parquet")
     clicks.write_parquet(directory / "train.parquet")
     in_ids = clicks.join(users, on=USER, maintain_order="left").join(numbered_items, on=ITEM, maintain_order="left")
     in_ids.select(USER_ID, ITEM_ID).write_parquet(directory / TRAINING_LOGS)
@@ -215,16 +209,14 @@ def write_exposures(
         "impressions": len(shown),
         "training_interactions": len(clicks),
         "without_history_dropped": sum(map(len, [training, *held_out_parts])) - len(shown) - len(examined),
-        **{
-            f"{name}_impressions": int((examined[EXPOSURE] == name).sum())
-            for name in ("validation", "biased", "random")
-        },
     }
+    for name in ("validation", "biased", "random"):
+        summary[f"{name}_impressions"] = int((examined[EXPOSURE] == name).sum())
     clicks_shown = sum(int(table[CLICKED].cast(pl.Boolean).sum()) for table in tables)
     if unshown := sum(len(entry.interactions) for entry in logs) - clicks_shown:
         summary["without_impression_dropped"] = unshown
     if items is not None:
-        summary["items_described"] = int(described[MET].sum())
+        summary["items_described"] = described[MET].count()
     summary["understood"] = {"files": [file for entry in logs for file in entry.understood.get("files", [])]}
     (directory / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -245,30 +237,6 @@ def once(table: pl.DataFrame) -> pl.DataFrame:
 def _numbered(table: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     numbered = table.join(users, on=USER_ID, how="inner", maintain_order="left")
     return numbered.join(items, on=ITEM_ID, how="inner", maintain_order="left").drop(PAIR)
-
-
-def _with_random_order(
-    shown: pl.DataFrame, num_users: int, draw: np.random.Generator
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    shown = shown[draw.permutation(len(shown))].sort(USER, maintain_order=True)
-    user, clicked = shown[USER].to_numpy(), shown[CLICKED].to_numpy()
-    counts = np.bincount(user[clicked], minlength=num_users)
-    before = np.cumsum(clicked) - clicked - (np.cumsum(counts) - counts)[user]
-    drawn = (draw.random(len(shown)) * counts[user]).astype(np.int64)
-    lengths = pl.Series(HISTORY_LENGTH, np.where(clicked, before, drawn), dtype=pl.Int32)
-    table = shown.with_columns(lengths).sort(USER, HISTORY_LENGTH, maintain_order=True)
-    optional = [name for name in (SLOT, PROPENSITY) if name in shown.columns]
-    clicks = table.filter(pl.col(CLICKED)).select(USER, ITEM, pl.col(HISTORY_LENGTH).alias(POSITION))
-    return table.select(USER, ITEM, HISTORY_LENGTH, pl.col(CLICKED).cast(pl.Int8), *optional), clicks
-
-
-def _described(numbered: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
-    if items is None:
-        items = pl.DataFrame(schema={ITEM_ID: pl.String, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
-    described = items.with_columns(pl.col(ITEM_ID).cast(pl.String), pl.lit(True).alias(MET))
-    table = numbered.join(described, on=ITEM_ID, how="left", maintain_order="left")
-    known = (pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]), pl.col(MET).fill_null(False))
-    return table.select(ITEM, ITEM_ID, *known)
 
 
 RANDOM = "random.parquet"

@@ -29,9 +29,7 @@ class UnknownGroup(UserError):
         self.public_message = public_message
 
 
-class _Column(NamedTuple):
-    """Items by value: those of value `v` are `items[offsets[v] : offsets[v + 1]]`."""
-
+class _Column(NamedTuple):  # items of value `v` are `items[offsets[v] : offsets[v + 1]]`
     values: Mapping[str, int]
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]

@@ -155,8 +155,14 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
             when = shown.filter(seen).select((pl.col(TIMESTAMP) / (UNITS[unit] * 86_400)).alias(DAYS))
             when.write_parquet(directory / DAYS_OF["impressions"])
         summary |= {"impressions": int(seen.sum()), "impressions_later": int((~seen).sum())}
-        if split.trained_before is not None and split.tested_from is not None:
-            _shown_later(shown, split, table).write_parquet(directory / SHOWN_LATER)
+        if split.trained_before is not None and split.tested_from is not None:  # of items not had before
+            of_shown = shown[USER].to_numpy()
+            known = (validation >= 0)[of_shown] & (shown[HISTORY_LENGTH].to_numpy() >= validation_end[of_shown])
+            later = shown.filter(known & (shown[TIMESTAMP].to_numpy() < split.tested_from))
+            had = table.filter(pl.col(POSITION) < pl.Series(validation_end[users])).select(USER, ITEM)
+            fresh = later.with_columns(pl.col(CLICKED).cast(pl.Boolean)).join(had, on=[USER, ITEM], how="anti")
+            once = fresh.group_by(USER, ITEM).agg(pl.col(CLICKED).any(), pl.col(TIMESTAMP).min())
+            once.sort(USER, ITEM).write_parquet(directory / SHOWN_LATER)
     dataset.rejects.write_parquet(directory / "rejects.parquet")
     summary |= {
         "users": len(dataset.users),
@@ -173,17 +179,6 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         summary[new] = int((~known[items[validated]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _shown_later(shown: pl.DataFrame, split: Split, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Return impressions between a user's validation target and the test, of items not had before."""
-    users = shown[USER].to_numpy()
-    known = (split.validation_positions >= 0)[users] & (shown[HISTORY_LENGTH].to_numpy() >= split.target_ends[0][users])
-    later = known & (shown[TIMESTAMP].to_numpy() < split.tested_from)
-    had = interactions.filter(pl.col(POSITION) < pl.Series(split.target_ends[0][interactions[USER].to_numpy()]))
-    kept = shown.filter(later).select(USER, ITEM, TIMESTAMP, pl.col(CLICKED).cast(pl.Boolean))
-    fresh = kept.join(had.select(USER, ITEM), on=[USER, ITEM], how="anti")
-    return fresh.group_by(USER, ITEM).agg(pl.col(CLICKED).any(), pl.col(TIMESTAMP).min()).sort(USER, ITEM)
 
 
 def load_training(directory: Path) -> Ragged:

@@ -21,21 +21,23 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    lengths = np.minimum(_lengths(ragged, rows), max_length)
+    ends = ragged.offsets[np.asarray(rows) + 1]
+    lengths = np.minimum(ends - ragged.offsets[rows], max_length)
     if len(lengths) and lengths.min() < 1:
         raise ValueError("rows holds an empty sequence; a history has at least one item")
     real = np.arange(lengths.max(initial=1)) < lengths[:, None]
     items = np.zeros(real.shape, np.int64)
-    items[real] = ragged.parts(ragged.offsets[np.asarray(rows) + 1] - lengths, lengths)
+    items[real] = ragged.parts(ends - lengths, lengths)
     return Histories(torch.from_numpy(items), torch.from_numpy(lengths.astype(np.int64)))
 
 
 def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int | NDArray[np.integer]) -> Tensor:
     """Return (B, O) int64 items that `pad` leaves out, oldest first, padded with -1."""
-    lengths = np.maximum(_lengths(ragged, rows) - max_length, 0)
+    starts = ragged.offsets[np.asarray(rows)]
+    lengths = np.maximum(ragged.offsets[np.asarray(rows) + 1] - starts - max_length, 0)
     real = np.arange(lengths.max(initial=0)) < lengths[:, None]
     items = np.full(real.shape, -1, np.int64)
-    items[real] = ragged.parts(ragged.offsets[np.asarray(rows)], lengths)
+    items[real] = ragged.parts(starts, lengths)
     return torch.from_numpy(items)
 
 
@@ -52,10 +54,6 @@ def basket_starts(ragged: Ragged) -> NDArray[np.int64]:  # (total,)
     begins = np.append(True, np.diff(ragged.baskets) != 0)[: len(where)]
     begins[ragged.offsets[:-1][ragged.lengths > 0]] = True
     return np.maximum.accumulate(np.where(begins, where, 0))
-
-
-def _lengths(ragged: Ragged, rows: NDArray[np.integer]) -> NDArray[np.int64]:  # (B,)
-    return np.asarray(ragged.offsets[np.asarray(rows) + 1] - ragged.offsets[rows])
 
 
 def emptied(ragged: Ragged, rows: NDArray[np.bool_]) -> Ragged:  # rows (N,)

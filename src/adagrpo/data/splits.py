@@ -51,10 +51,7 @@ def everything(lengths: Ints) -> Split:
 
 # baskets (total,) from 0 within each user, users end to end; offsets (U + 1,)
 def last_baskets(baskets: Ints, offsets: Ints) -> Split:
-    """Apply `leave_one_out` to baskets.
-
-    Users with fewer than three baskets are only trained on.
-    """
+    """Apply `leave_one_out` to baskets."""
     lengths = np.diff(offsets)
     last = np.zeros(len(lengths), np.int64)
     last[lengths > 0] = baskets[offsets[1:][lengths > 0] - 1]
@@ -134,15 +131,11 @@ def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
     return np.asarray((state >> np.uint64(11)) * 2.0**-53)
 
 
-_OF_FOLDS = 2**40  # a key unlike any position in a history or that of another draw of users
-
-
 def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
     """Return each user's fold, in `0 .. folds - 1`, by (seed, user)."""
-    if folds < 1:
-        raise ValueError(f"folds must be at least 1, got {folds}")
     every = np.arange(users)
-    return (keyed_uniforms(seed, every, np.full_like(every, _OF_FOLDS)) * folds).astype(np.int64)
+    # a second key unlike any position in a history or that of another draw of users
+    return (keyed_uniforms(seed, every, np.full_like(every, 2**40)) * folds).astype(np.int64)
 
 
 def check_leakage(split: Split) -> None:

@@ -130,9 +130,8 @@ def _wanted(path: Path, plan: Plan, now: float, share: float | None, stop: str |
             raise UserError(f"share: {share:g}; it is above 0 and at most 1")
         current = made.share(plan, now)
         if share <= current:
-            raise UserError(
-                f"share: {share:g}, and it is {current:g} now; it only grows, or users would leave their arm"
-            )
+            only = "it only grows, or users would leave their arm"
+            raise UserError(f"share: {share:g}, and it is {current:g} now; {only}")
         return {"time": now, "share": share}, False
     _check_arm(plan, stop)
     return {"time": made.stops.get(stop, now), "stop": stop}, stop in made.stops
@@ -175,9 +174,8 @@ def assign(user: str, *, salt: str, weights: Mapping[str, float], holdout: float
 
 def assign_by(plan: Plan, user: str) -> str | None:
     """Return a user's arm in a plan, or None if held out."""
-    return assign(
-        user, salt=plan.salt, weights={name: arm.weight for name, arm in plan.arms.items()}, holdout=plan.holdout
-    )
+    weights = {name: arm.weight for name, arm in plan.arms.items()}
+    return assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout)
 
 
 def assign_at(plan: Plan, user: str, moment: float, switches: Switches) -> Assigned:

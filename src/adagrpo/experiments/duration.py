@@ -65,9 +65,9 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
             raise UserError(f"metrics.{name}: give mean and deviation, or --exposures with days before the start")
         z = one + float(stats.norm.ppf(plan.power))
         effect = metric.expected if metric.better == "up" else -metric.expected
-        users = users_needed(metric.deviation / metric.mean, effect, (shares[plan.control], smallest), z)
-        days = None if plan.users_a_day is None else math.ceil(users / plan.users_a_day)
         variation = metric.deviation / metric.mean
+        users = users_needed(variation, effect, (shares[plan.control], smallest), z)
+        days = None if plan.users_a_day is None else math.ceil(users / plan.users_a_day)
         rows.append({"metric": name, "expected": metric.expected, "variation": variation, "users": users, "days": days})
     return rows
 

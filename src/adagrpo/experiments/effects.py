@@ -102,7 +102,8 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         return None
     if not all(arm[name].any() for arm in (control, treatment) for name in ("sum", "per") if name in arm):
         return None
-    explains = "before" in control and bool(np.ptp(np.concatenate([control["before"], treatment["before"]])))
+    pooled = {name: np.concatenate([control[name], treatment[name]]) for name in control}
+    explains = "before" in control and bool(np.ptp(pooled["before"]))
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no variance, or overflow
         alike = []  # whether all users of an arm have the same number
@@ -114,7 +115,7 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
             return None
         arms = [aggregates(arm) for arm in (control, treatment)]
         if any(alike):
-            both = aggregates({name: np.concatenate([control[name], treatment[name]]) for name in control})
+            both = aggregates(pooled)
             arms = [
                 Aggregates(arm.count_, arm.mean_, both.var_, both.cov_) if same else arm
                 for arm, same in zip(arms, alike, strict=True)
@@ -132,7 +133,14 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     if not (error > ROUNDING and ROUNDING < difference_error < math.inf):
         return None
     errors = min(abs(math.log1p(relative)) / error, abs(relative) / difference_error)
-    numbers = _linearised(control, treatment, explains)
+    users = pooled["sum"]  # linearised: numbers of users whose means vary as the metric does
+    if "per" in pooled:
+        below = pooled["per"].mean()
+        users = (users - users.mean() / below * pooled["per"]) / below
+    if explains:
+        moved = np.cov(users, pooled["before"])
+        users = users - moved[0, 1] / moved[1, 1] * pooled["before"]
+    numbers = users[: len(control["sum"])], users[len(control["sum"]) :]
     errors_of = [float(arm.std(ddof=1)) / math.sqrt(len(arm)) / float(found.control) for arm in numbers]
     p_value = 2 * float(stats.norm.sf(errors))
     chance = permutation(*numbers) if any(alike) or abs(skew(*numbers)) > MOST_SKEW else None
@@ -153,18 +161,3 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         alike=any(alike),
         chance=chance,
     )
-
-
-def _linearised(
-    control: Mapping[str, Floats], treatment: Mapping[str, Floats], explains: bool
-) -> tuple[Floats, Floats]:
-    """Return numbers of users, (N,) and (M,), whose means vary as the metric does."""
-    pooled = {name: np.concatenate([control[name], treatment[name]]) for name in control}
-    numbers = pooled["sum"]
-    if "per" in pooled:
-        below = pooled["per"].mean()
-        numbers = (numbers - numbers.mean() / below * pooled["per"]) / below
-    if explains:
-        moved = np.cov(numbers, pooled["before"])
-        numbers = numbers - moved[0, 1] / moved[1, 1] * pooled["before"]
-    return numbers[: len(control["sum"])], numbers[len(control["sum"]) :]

@@ -96,6 +96,15 @@ def analyse_interleaving(
     JSON: `verdicts`, `reasons`, `preference`, `daily`, `stopped`, and counts; failed requests are `without_list`.
     """
     (treatment,) = plan.treatments
+
+    def judged(verdict: str, reason: str) -> dict[str, Any]:
+        return result | {"verdicts": {treatment: verdict}, "reasons": {treatment: reason}}
+
+    def ends_of(found: Preference, answers: int) -> tuple[float, float]:
+        if plan.looks == "daily" and plan.answers is not None:
+            return found.within(anytime_factor(answers, plan.answers, plan.alpha))
+        return found.within(float(stats.norm.isf(plan.alpha / 2)))
+
     asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(
         (pl.col("experiment") == plan.name)
         & (pl.col("deal") == INTERLEAVED)
@@ -127,57 +136,42 @@ def analyse_interleaving(
         "daily": [],
     }
     if mismatch is not None:
-        return result | _verdict(treatment, "invalid", mismatch)
+        return judged("invalid", mismatch)
     models = answers.group_by("model_version").agg(pl.col("time").min()).sort("time")
     if len(models) > 1:
         last, since = models.row(-1)
-        reason = (
-            f"lists are of {len(models)} pairs of models, of {last} from {moment_of(since)} on; plan another experiment"
-        )
-        return result | _verdict(treatment, "invalid", reason)
+        others = f"lists are of {len(models)} pairs of models, of {last} from {moment_of(since)} on"
+        return judged("invalid", f"{others}; plan another experiment")
     if plan.looks == "end" and now.timestamp() < plan.ends:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
-        return result | _verdict(treatment, "inconclusive", f"the plan looks at the end, and the window ends on {ends}")
+        return judged("inconclusive", f"the plan looks at the end, and the window ends on {ends}")
     if fair < LEVEL:
         reason = f"{treatment} is first in {first:,} of {len(of_both):,} lists, p = {fair:.1e}; the coin was not fair"
-        return result | _verdict(treatment, "invalid", reason)
+        return judged("invalid", reason)
     found = estimate_preference(credits)
     if found is None or found.users < FEWEST:
         clicked = 0 if found is None else found.users
         reason = f"{clicked or 'fewer than two'} users clicked, of {FEWEST} needed"
         if plan.credit not in (kinds := sorted(feedback["kind"].unique())):
-            reason = (
-                f"the log has no feedback of kind {plan.credit!r} (credit); its kinds are {', '.join(kinds) or 'none'}"
-            )
-        return result | _verdict(treatment, "inconclusive", reason)
-    low, high = found.within(_factor(plan, len(answers)))
+            known = ", ".join(kinds) or "none"
+            reason = f"the log has no feedback of kind {plan.credit!r} (credit); its kinds are {known}"
+        return judged("inconclusive", reason)
+    low, high = ends_of(found, len(answers))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
     for through in sorted(answers.select(day.unique())["time"]):
         part = answers.filter(day <= through)
         until = estimate_preference(_credits(plan, part, clicks.feedback))
         if until is not None and until.users >= FEWEST:
-            around = until.within(_factor(plan, len(part)))
-            row = {"through": through.isoformat(), "share": until.share, "interval": [*around]}
-            result["daily"].append(row)
+            around = [*ends_of(until, len(part))]
+            result["daily"].append({"through": through.isoformat(), "share": until.share, "interval": around})
     verdict = "inconclusive" if low <= 0.5 <= high else "preferred" if found.share > 0.5 else "not preferred"
     reason = f"{found.share:.1%} of a user's credited clicks are on its items ({low:.1%} to {high:.1%})"
     if treatment in stops:
         verdict = "inconclusive" if verdict == "preferred" else verdict
-        reason = (
-            f"it was stopped on {result['stopped'][treatment]}, and what is said is of the time until then: {reason}"
-        )
-    return result | _verdict(treatment, verdict, reason)
-
-
-def _verdict(treatment: str, verdict: str, reason: str) -> dict[str, Any]:
-    return {"verdicts": {treatment: verdict}, "reasons": {treatment: reason}}
-
-
-def _factor(plan: Plan, answers: int) -> float:
-    if plan.looks == "daily" and plan.answers is not None:
-        return anytime_factor(answers, plan.answers, plan.alpha)
-    return float(stats.norm.isf(plan.alpha / 2))
+        until_then = "and what is said is of the time until then"
+        reason = f"it was stopped on {result['stopped'][treatment]}, {until_then}: {reason}"
+    return judged(verdict, reason)
 
 
 def _credits(plan: Plan, answers: pl.DataFrame, clicks: pl.DataFrame) -> pl.DataFrame:

@@ -64,10 +64,10 @@ def analyse(
     }
     if units.unseen:
         unseen, known = " or ".join(map(repr, units.unseen)), ", ".join(units.kinds) or "none"
-        result["notes"] += [
+        result["notes"].append(
             f"the log has no feedback of kind {unseen} yet, which counts as 0; its kinds are {known}. "
             "Check the spelling in the plan"
-        ]
+        )
     early = plan.looks == "end" and now.timestamp() < plan.ends
     if early:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
@@ -113,8 +113,7 @@ def _invalid(
         refused = dict.fromkeys(plan.treatments, mismatch)
     for name in plan.treatments:
         own = stopped[name].units if name in stopped else units
-        reason = refused.get(name) or _changed(own, plan.control, name) or _unequal(plan, own, name)
-        if reason is not None:
+        if (reason := refused.get(name) or _unlike(plan, own, name)) is not None:
             refused[name] = reason
     return checks, refused
 
@@ -146,28 +145,24 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
     return None
 
 
-def _unequal(plan: Plan, units: Units, treatment: str) -> str | None:
-    tests = len(plan.treatments) * units.events["kind"].n_unique()
-    for check in check_left_out(units.events, plan.control, treatment, tests) if tests else []:
-        if not check.passes:
-            shares = ", ".join(
-                f"{arm} {left:,} of {of:,} ({left / of:.1%})" for arm, (left, of) in check.counts.items()
-            )
-            return (
-                f"feedback of kind {check.kind!r} that is left out (before its answer, too late, on an item not shown, "
-                f"or repeated): {shares}, p = {check.p_value:.1e}; these are not equal shares, so the rest says nothing"
-            )
-    return None
-
-
-def _changed(units: Units, control: str, treatment: str) -> str | None:
-    for arm in (treatment, control):
+def _unlike(plan: Plan, units: Units, treatment: str) -> str | None:
+    """Return why the arms cannot be compared: one changed, or they leave out unequal shares of feedback."""
+    for arm in (treatment, plan.control):
         seen = units.models.get(arm, {})
         if len(seen) > 1:
             last, time = list(seen.items())[-1]
             return (
                 f"arm {arm} was served by {len(seen)} models, by {last} from {moment_of(time)} on; "
                 "an arm that changes cannot be judged, so plan another experiment"
+            )
+    tests = len(plan.treatments) * units.events["kind"].n_unique()
+    for check in check_left_out(units.events, plan.control, treatment, tests) if tests else []:
+        if not check.passes:
+            shares = (f"{arm} {left:,} of {of:,} ({left / of:.1%})" for arm, (left, of) in check.counts.items())
+            return (
+                f"feedback of kind {check.kind!r} that is left out (before its answer, too late, on an item not shown, "
+                f"or repeated): {', '.join(shares)}, p = {check.p_value:.1e}; these are not equal shares, so the rest "
+                "says nothing"
             )
     return None
 

@@ -112,11 +112,12 @@ def users_of(
     names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since
-    earlier = _between(answers, begin - plan.days_before * DAY, begin)
+    time = pl.col("time")
+    earlier = answers.filter((time >= begin - plan.days_before * DAY) & (time < begin))
     own = answers.filter(pl.col("experiment") == plan.name)
     if own.is_empty():  # of a router
         own = answers.filter(pl.col("experiment").is_null())
-    rows = _between(own, begin, min(until, plan.ends))
+    rows = own.filter((time >= begin) & (time < min(until, plan.ends)))
     window = rows.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
     included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
     hashes = included[USER].unique(maintain_order=True)
@@ -129,19 +130,17 @@ def users_of(
     users = first.select(USER, pl.col("assigned").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
     served = shown.filter(_as_assigned(plan)).group_by("assigned", "model_version").agg(pl.col("time").min())
     models: dict[str, dict[str, float]] = {}
-    for arm, model, time in served.sort("time").iter_rows():
-        models.setdefault(arm, {})[model] = time
-    asked = feedback.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, maintain_order="left")
-    on_answers = timely(asked, plan.within_seconds).feedback.unique(
-        [REQUEST, ITEM, KIND], keep="first", maintain_order=True
-    )
-    on_shown = asked.join(
-        shown.select(REQUEST, USER, pl.col("assigned").alias("arm")), on=REQUEST, maintain_order="left"
-    )
+    for arm, model, seen in served.sort("time").iter_rows():
+        models.setdefault(arm, {})[model] = seen
+    event = [REQUEST, ITEM, KIND]
+    asked = feedback.join(answers.select(REQUEST, time.alias("shown")), on=REQUEST, maintain_order="left")
+    on_answers = timely(asked, plan.within_seconds).feedback.unique(event, keep="first", maintain_order=True)
+    arm_of = shown.select(REQUEST, USER, pl.col("assigned").alias("arm"))
+    on_shown = asked.join(arm_of, on=REQUEST, maintain_order="left")
     of_shown = timely(on_shown, plan.within_seconds)
     items = shown.select(REQUEST, pl.col("slate").alias(ITEM)).explode(ITEM)
     of_items = of_shown.feedback.join(items, on=[REQUEST, ITEM], how="semi")
-    counted = of_items.unique([REQUEST, ITEM, KIND])
+    counted = of_items.unique(event)
     kinds = [kind for kind in map(kind_of, names) if kind is not None]
     of_user = [USER, "arm", KIND]
     events = on_shown.filter(pl.col(KIND).is_in(kinds)).group_by(of_user).agg(pl.len().alias("events"))
@@ -150,10 +149,9 @@ def users_of(
         pl.col("events").cast(pl.Int64),
         (pl.col("events") - pl.col("kept").fill_null(0)).cast(pl.Int64).alias("left_out"),
     )
+    until_when = min(until, plan.ends) + plan.within_seconds
     unknown = feedback.join(exposures, on=REQUEST, how="anti").filter(
-        pl.col(KIND).is_in(kinds)
-        & (pl.col("time") >= begin)
-        & (pl.col("time") < min(until, plan.ends) + plan.within_seconds)
+        pl.col(KIND).is_in(kinds) & (time >= begin) & (time < until_when)
     )
     if "tail" in names and earlier.is_empty():
         raise UserError("tail: the log has no answers in the days before the start, which say what is popular")
@@ -182,7 +180,7 @@ def users_of(
         feedback_late=of_shown.late,
         feedback_not_shown=len(of_shown.feedback) - len(of_items),
         feedback_repeated=len(of_items) - len(counted),
-        feedback_unknown=len(unknown.unique([REQUEST, ITEM, KIND])),
+        feedback_unknown=len(unknown.unique(event)),
         events=events.sort(of_user),
         models=models,
         kinds=_kinds(feedback),
@@ -237,10 +235,6 @@ def _as_assigned(plan: Plan) -> pl.Expr:
         .otherwise(pl.col("arm") == name)
         for name, arm in plan.arms.items()
     )
-
-
-def _between(answers: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
-    return answers.filter((pl.col("time") >= begin) & (pl.col("time") < end))
 
 
 def _summed(metrics: Iterable[PlannedMetric | Guardrail]) -> set[str]:

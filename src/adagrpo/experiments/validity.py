@@ -105,13 +105,9 @@ def _tail(descending: Floats, errors: float) -> float:
 
 def _quantile(descending: Floats, tail: float) -> float:
     allowed = math.floor(tail * (DRAWS + 1) + 1e-9) - 1
-    if allowed >= COUNTED:
-        return max(_past(float(descending[allowed])), 0.0)
-    return max(_past(float(descending[COUNTED - 1])), _width(descending) * float(stats.norm.isf(tail)))
-
-
-def _past(errors: float) -> float:
-    return errors + 2 * EQUAL * max(errors, 1.0)
+    errors = float(descending[allowed if allowed >= COUNTED else COUNTED - 1])
+    past = errors + 2 * EQUAL * max(errors, 1.0)
+    return max(past, 0.0 if allowed >= COUNTED else _width(descending) * float(stats.norm.isf(tail)))
 
 
 def _width(descending: Floats) -> float:
@@ -200,12 +196,11 @@ def mismatched_rows(plan: Plan, digest: str, frozen: float, exposures: pl.DataFr
     keys = answers["key_version"].unique(maintain_order=True)
     other_key = answers.filter(pl.col("key_version").ne_missing(keys[0])) if len(keys) > 1 else answers.clear()
     unplanned = answers.filter(pl.col("experiment").is_null() & (pl.col("time") < frozen))
-    plans = f"of another plan ({_listed(other_plan['salt_version'])}; this one is {own})"
-    users = f"of users that were hashed with another key than before ({_listed(other_key['key_version'])})"
+    plans, users = _listed(other_plan["salt_version"]), _listed(other_key["key_version"])
     late = f"from before {moment_of(frozen)}, when the plan was frozen, and name no plan"
     parts = (
-        ("answers_of_other_plan", other_plan, plans),
-        ("answers_of_other_key", other_key, users),
+        ("answers_of_other_plan", other_plan, f"of another plan ({plans}; this one is {own})"),
+        ("answers_of_other_key", other_key, f"of users that were hashed with another key than before ({users})"),
         ("answers_before_the_plan", unplanned, late),
     )
     return [MismatchedRows(name, len(rows), int(rows["number"][0]), what) for name, rows, what in parts if len(rows)]

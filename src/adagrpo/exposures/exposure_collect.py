@@ -59,7 +59,7 @@ def collect_log(sources: Sequence[Path], directory: Path) -> Collected:
             if line in done:
                 continue
             try:
-                rows = _part(file.parent) if file.name == OF_A_PART else _lines(file)
+                rows = _rows(file)
                 while some := list(islice(rows, AT_ONCE)):
                     shown = [row for row in some if isinstance(row, Exposure)]
                     events = [row for row in some if isinstance(row, Feedback)]
@@ -108,20 +108,19 @@ def _files(source: Path) -> Iterator[Path]:
         raise UserError(f"{source}: no such file; give files of JSON lines, parts of an exposure log, or their folders")
 
 
-def _lines(file: Path) -> Iterator[Exposure | Feedback | str]:
-    with file.open("rb") as content:
-        for number, line in enumerate(content, 1):
-            try:
-                yield decode(line)
-            except ValueError as error:
-                yield f"{file}, line {number}: {error}"
-
-
-def _part(folder: Path) -> Iterator[Exposure | Feedback | str]:
+def _rows(file: Path) -> Iterator[Exposure | Feedback | str]:  # a text: why a row is refused
+    if file.name != OF_A_PART:
+        with file.open("rb") as content:
+            for number, line in enumerate(content, 1):
+                try:
+                    yield decode(line)
+                except ValueError as error:
+                    yield f"{file}, line {number}: {error}"
+        return
     made: tuple[Callable[..., Any], ...] = (Exposure, Feedback)
-    for table, kind, name in zip(read_parts([folder]), made, ("exposures", "feedback"), strict=True):
+    for table, kind, name in zip(read_parts([file.parent]), made, ("exposures", "feedback"), strict=True):
         for number, values in enumerate(table.iter_rows(named=True), 1):
             try:
                 yield kind(**values)
             except ValidationError as error:
-                yield f"{folder / name}.parquet, row {number}: {why_refused(error)}"
+                yield f"{file.with_name(name)}.parquet, row {number}: {why_refused(error)}"

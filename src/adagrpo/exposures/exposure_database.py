@@ -49,12 +49,7 @@ LAST = "SELECT coalesce(max(number), 0), coalesce(max(last_exposure), 0), coales
 LOGGER = logging.getLogger(__name__)
 
 
-class Refused(NamedTuple):
-    """An invalid row of the database."""
-
-    table: str
-    number: int
-    why: str
+Refused = tuple[str, int, str]  # an invalid row of the database: table, number, reason
 
 
 class Span(NamedTuple):
@@ -129,10 +124,8 @@ def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) ->
     outcomes: list[Outcome] = []
     for row in rows:
         values = (row.request_id, str(row.item), row.kind, row.time, row.value)
-        stored = connection.execute(insert, values).rowcount
-        outcomes.append(
-            "repeated" if not stored else "stored" if (row.request_id, str(row.item)) in shown else "unknown"
-        )
+        stored, known_item = connection.execute(insert, values).rowcount, values[:2] in shown
+        outcomes.append("repeated" if not stored else "stored" if known_item else "unknown")
     return outcomes
 
 
@@ -233,9 +226,9 @@ def _read(table: str, rows: Iterable[tuple[int, Any]], made: Callable[[Any], Row
         try:
             read.append(made(content))
         except ValidationError as error:
-            refused.append(Refused(table, number, why_refused(error)))
+            refused.append((table, number, why_refused(error)))
         except (ValueError, TypeError) as error:
-            refused.append(Refused(table, number, str(error)))
+            refused.append((table, number, str(error)))
     return read, refused
 
 

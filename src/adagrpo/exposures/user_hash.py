@@ -70,9 +70,8 @@ def _make_key(file: Path) -> None:
             os.link(work, file)
         sync_folder(file.parent)
     except OSError as error:
-        raise UserError(
-            f"--user-key-file {file}: {error.strerror}; give a file in a folder that can be written"
-        ) from error
+        what = f"{error.strerror}; give a file in a folder that can be written"
+        raise UserError(f"--user-key-file {file}: {what}") from error
     finally:
         with suppress(OSError):
             work.unlink(missing_ok=True)

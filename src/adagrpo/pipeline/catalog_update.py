@@ -32,10 +32,11 @@ from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, catalog_versions, open_version
-from adagrpo.semantic_ids import Catalog, language_vectors, level_means
-from adagrpo.semantic_ids.catalog import numbers_items
+from adagrpo.semantic_ids.catalog import Catalog, numbers_items
 from adagrpo.semantic_ids.embeddings import words
+from adagrpo.semantic_ids.language import language_vectors
 from adagrpo.semantic_ids.placement import free_codes, nearest_documents, nearest_of, seen_together, weights_of
+from adagrpo.semantic_ids.quantization import level_means
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.types import Ragged
 

@@ -20,7 +20,7 @@ from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.pipeline.staleness import finished_arms, parts_of
 from adagrpo.rewards import load_function, load_model
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import cached_hash
 

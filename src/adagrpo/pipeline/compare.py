@@ -46,7 +46,7 @@ from adagrpo.pipeline.stage_table import list_stages
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source, publish_first
 from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.pipeline.status import plan
-from adagrpo.report import finding, write_comparison
+from adagrpo.report.comparison_page import finding, write_comparison
 from adagrpo.storage.hashes import cached_hash, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim

@@ -21,17 +21,19 @@ from adagrpo.pipeline.list_rules import RULES, rules_set
 from adagrpo.pipeline.named_lists import DECISION
 from adagrpo.pipeline.outputs import COLLECTED, DECIDED, is_stale
 from adagrpo.pipeline.staleness import parts_of
+from adagrpo.report.page import RunFiles
 from adagrpo.report.run_page import ShownUser
 
 SHOWN = ("train/", "ranker/report")  # stages shown on the page
 
 
-class CurrentFiles:
-    """The up-to-date files of a run; implements `adagrpo.report.page.RunFiles`."""
+class CurrentFiles(RunFiles):
+    """The up-to-date files of a run."""
 
     def __init__(self, run: RunDirectory) -> None:
         """Find stale stages; UserError if metrics.json is stale."""
-        self.run, self.directory = run, run.directory
+        super().__init__(run.directory)
+        self.run = run
         self.parts = parts_of(run, measuring=True)
         path = run.find("metrics.json")
         if path is None:

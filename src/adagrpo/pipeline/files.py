@@ -41,7 +41,7 @@ from adagrpo.lists.query import Query, query_of
 from adagrpo.lists.table import Shown
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
 from adagrpo.pipeline.stage import Read
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Ragged
 

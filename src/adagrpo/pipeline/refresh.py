@@ -52,7 +52,8 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
 from adagrpo.pipeline.versions import open_version
-from adagrpo.semantic_ids import Catalog, language_vectors
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.semantic_ids.language import language_vectors
 from adagrpo.semantic_ids.placement import seen_together
 from adagrpo.storage.writing import remove
 from adagrpo.types import Ragged

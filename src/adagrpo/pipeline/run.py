@@ -60,7 +60,8 @@ from adagrpo.pipeline.stages.impressions import collect_exposures
 from adagrpo.pipeline.stages.prepare import log_source, note_described, publish_first
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
-from adagrpo.report import write_diagnosis, write_report, write_users
+from adagrpo.report.diagnosis_page import write_diagnosis
+from adagrpo.report.run_page import write_report, write_users
 from adagrpo.trainer.processes import processes
 
 DAY = 86_400.0  # seconds

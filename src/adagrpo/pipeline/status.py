@@ -33,7 +33,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import RUN, Declare, Part
 from adagrpo.pipeline.stages.diagnose import why_refused
 from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
-from adagrpo.report import Table
+from adagrpo.report.tables import Table
 from adagrpo.storage.locks import at_work
 from adagrpo.storage.marks import is_marked, read_mark
 

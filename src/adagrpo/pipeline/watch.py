@@ -33,7 +33,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Ragged
 
 DAY = 86_400

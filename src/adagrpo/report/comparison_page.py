@@ -47,11 +47,30 @@ def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
         if row["against"]
     ]
     seeds = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
+    margins, over = content["plan"]["margins"], KINDS[interval_kinds(content)[0]]
+    margin_header, margin_rows = ["arm", "checkpoint"], []
+    for name, size in margins.items():
+        against = f"{metric_label(name)} vs {content['plan']['baseline']}"
+        margin_header += [against, f"over {over}", f"within {format_size(name, size)}"]
+    for row in rows:
+        cells = [row["arm"], row["checkpoint"]]
+        for name in margins if row["margins"] else ():
+            against = row["against"][name]
+            cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
+            cells += ["yes" if row["margins"][name]["kept"] else "not shown"]
+        margin_rows += [tuple(cells)] if row["margins"] else []
+    true, kinds = "true_utility@10", interval_kinds(content)
+    true_header = ("arm", "checkpoint", metric_label(true), f"vs {content['plan']['baseline']}", *_over(content))
+    true_rows = [
+        (*point, format_metric(true, row["test"][true]["mean"]), *_difference(true, row["against"][true], kinds))
+        for point, row in zip(points, rows, strict=True)
+        if true in row["against"]
+    ]
     named = [
         ("Against the baseline", comparison_table(content)),
-        ("Against the baseline in true utility@10", _true_utility(content)),
+        ("Against the baseline in true utility@10", Table.of(true_header, true_rows, 2)),
         ("Arms against each other", pairs_table(content)),
-        ("Margins", _margins(content)),
+        ("Margins", Table.of(margin_header, margin_rows, 2)),
         ("Head, tail and breadth (means over seeds)", metric_table(("arm", "checkpoint"), points, values, columns)),
         (f"Difference in {metric_label(metric)} by seed", Table.of(seeds, by_seed, 2)),
         ("What each arm was", _arms(content)),
@@ -63,7 +82,7 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     """Tabulate arms and checkpoints, with intervals over seeds and differences from the baseline."""
     metric, kinds = content["plan"]["metric"], interval_kinds(content)
     first, *others = _over(content)
-    against = f"vs {content['plan']['baseline']}{_points(metric)}"
+    against = f"vs {content['plan']['baseline']}{' (points)' * is_rate(metric)}"
     header = ["arm", "checkpoint", "verdict", metric_label(metric), "± seeds", against, first, "p, Holm", *others]
     rows = []
     for row in content["rows"]:
@@ -80,26 +99,12 @@ def pairs_table(content: Mapping[str, Any]) -> Table:
     """Tabulate the planned pairs: the first arm less the second, with intervals."""
     metric, kinds = content["plan"]["metric"], interval_kinds(content)
     first, *others = _over(content)
-    header = ["arms", "checkpoint", f"{metric_label(metric)}{_points(metric)}", first, "p, Holm", *others]
+    header = ["arms", "checkpoint", f"{metric_label(metric)}{' (points)' * is_rate(metric)}", first, "p, Holm", *others]
     rows = []
     for row in content.get("pairs", ()):
         difference, end, *ends = _difference(metric, row["against"][metric], kinds)
         names = (f"{row['arm']} minus {row['other']}", row["checkpoint"])
         rows.append((*names, difference, end, format_p(row["p_holm"]), *ends))
-    return Table.of(header, rows, 2)
-
-
-def _true_utility(content: Mapping[str, Any]) -> Table:
-    name, kinds = "true_utility@10", interval_kinds(content)
-    rows = [
-        (
-            *(row["arm"], row["checkpoint"], format_metric(name, row["test"][name]["mean"])),
-            *_difference(name, row["against"][name], kinds),
-        )
-        for row in content["rows"]
-        if name in row["against"]
-    ]
-    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}", *_over(content)]
     return Table.of(header, rows, 2)
 
 
@@ -113,10 +118,6 @@ def _over(content: Mapping[str, Any]) -> list[str]:
     return [f"{100 * content['plan']['level']:g} % over {KINDS[kind]}" for kind in interval_kinds(content)]
 
 
-def _points(metric: str) -> str:
-    return " (points)" if is_rate(metric) else ""
-
-
 def _difference(metric: str, against: Mapping[str, Any] | None, kinds: Sequence[str]) -> list[str]:
     if against is None:
         return [MISSING] * (1 + len(kinds))
@@ -124,23 +125,6 @@ def _difference(metric: str, against: Mapping[str, Any] | None, kinds: Sequence[
         format_difference(metric, against["difference"]),
         *(format_ends(metric, against.get(kind)) for kind in kinds),
     ]
-
-
-def _margins(content: Mapping[str, Any]) -> Table:
-    margins, over = content["plan"]["margins"], KINDS[interval_kinds(content)[0]]
-    header = ["arm", "checkpoint"]
-    for name, size in margins.items():
-        against = f"{metric_label(name)} vs {content['plan']['baseline']}"
-        header += [against, f"over {over}", f"within {format_size(name, size)}"]
-    rows = []
-    for row in content["rows"]:
-        cells = [row["arm"], row["checkpoint"]]
-        for name in margins if row["margins"] else ():
-            against = row["against"][name]
-            cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
-            cells += ["yes" if row["margins"][name]["kept"] else "not shown"]
-        rows += [tuple(cells)] if row["margins"] else []
-    return Table.of(header, rows, 2)
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
@@ -306,8 +290,43 @@ def comparison_markdown(content: Mapping[str, Any]) -> str:
 
 def comparison_page(content: Mapping[str, Any]) -> str:
     """Return the comparison as one HTML page that works offline."""
+    plan, metric, seeds = content["plan"], content["plan"]["metric"], len(content["seeds"])
+    how = ["Test cases. Over users: paired bootstrap, a user being resampled with all seeds."]
+    if seeds > 1:
+        how += [f"Over seeds: interval by Student's t from {seeds} differences."]
+    if interval_kinds(content)[0] == "both":
+        how += ["Over users and seeds: the interval to read. A claim rests on it, by p after Holm's correction."]
+        how += ["Arms are corrected among themselves, and pairs of arms apart from them."]
+        if seeds <= 5:  # `python -m benchmarks.coverage --tails`
+            how += [
+                "With so few seeds small p-values are too small: among 25 tests without an effect one is significant in"
+                " up to 12 % of comparisons with three seeds, and 8 % with five."
+            ]
+    elif seeds > 1:
+        how += ["A claim needs both: p after Holm's correction, and an interval over seeds that excludes zero."]
+    else:
+        how += ["A claim rests on p after Holm's correction, which is of this one seed."]
+    how += ["The best checkpoint was chosen on validation; the weight of re-ranking was too."]
+    differences = []
+    for over in ("both",) if "both" in interval_kinds(content) else ("users", "seeds"):
+        rows = [
+            ForestRow(
+                f"{row['arm']}, {row['checkpoint']}",
+                {row["arm"]: IntervalMark(row["against"][metric]["difference"], *row["against"][metric][over])},
+            )
+            for row in content["rows"]
+            if row["against"].get(metric) and row["against"][metric].get(over)
+        ]
+        if rows:
+            svg = forest_chart(
+                rows,
+                title=f"{metric_label(metric)} minus that of {plan['baseline']}, intervals over {KINDS[over]}",
+                x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",
+                percent_points=is_rate(metric),
+            )
+            differences.append(Figure(svg))
     (first, table), *others = comparison_tables(content)
-    blocks = [Block("table", table, first), Block("quiet", _how(content)), Block("charts", _differences(content))]
+    blocks = [Block("table", table, first), Block("quiet", " ".join(how)), Block("charts", differences)]
     drawn = Block("charts", list(comparison_figures(content).values()))
     configuration = Block("quiet", f"Configuration {content['config_hash']}")
     sections = [
@@ -334,54 +353,9 @@ def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _differences(content: Mapping[str, Any]) -> list[Figure]:
-    plan, metric = content["plan"], content["plan"]["metric"]
-    figures = []
-    for over in ("both",) if "both" in interval_kinds(content) else ("users", "seeds"):
-        rows = [
-            ForestRow(
-                f"{row['arm']}, {row['checkpoint']}",
-                {row["arm"]: IntervalMark(row["against"][metric]["difference"], *row["against"][metric][over])},
-            )
-            for row in content["rows"]
-            if row["against"].get(metric) and row["against"][metric].get(over)
-        ]
-        if rows:
-            svg = forest_chart(
-                rows,
-                title=f"{metric_label(metric)} minus that of {plan['baseline']}, intervals over {KINDS[over]}",
-                x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",
-                percent_points=is_rate(metric),
-            )
-            figures.append(Figure(svg))
-    return figures
-
-
-def _how(content: Mapping[str, Any]) -> str:
-    seeds = len(content["seeds"])
-    parts = ["Test cases. Over users: paired bootstrap, a user being resampled with all seeds."]
-    if seeds > 1:
-        parts += [f"Over seeds: interval by Student's t from {seeds} differences."]
-    if interval_kinds(content)[0] == "both":
-        parts += ["Over users and seeds: the interval to read. A claim rests on it, by p after Holm's correction."]
-        parts += ["Arms are corrected among themselves, and pairs of arms apart from them."]
-        if seeds <= 5:  # `python -m benchmarks.coverage --tails`
-            parts += [
-                "With so few seeds small p-values are too small: among 25 tests without an effect one is significant in"
-                " up to 12 % of comparisons with three seeds, and 8 % with five."
-            ]
-    elif seeds > 1:
-        parts += ["A claim needs both: p after Holm's correction, and an interval over seeds that excludes zero."]
-    else:
-        parts += ["A claim rests on p after Holm's correction, which is of this one seed."]
-    return " ".join([*parts, "The best checkpoint was chosen on validation; the weight of re-ranking was too."])
-
-
 def _family(content: Mapping[str, Any]) -> str:
     plan = content["plan"]
-    margins = [
-        f"{metric_label(name)} worse by at most {format_size(name, size)}" for name, size in plan["margins"].items()
-    ]
+    margins = [f"{metric_label(n)} worse by at most {format_size(n, size)}" for n, size in plan["margins"].items()]
     arms = f"arm {plan['family'][0]} is" if len(plan["family"]) == 1 else f"arms {', '.join(plan['family'])} are each"
     return (
         f"Fixed before the runs: the {arms} compared with {plan['baseline']} on"
@@ -414,10 +388,9 @@ def _picked(rows: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    texts = []
+    texts, unit = [], " points" if is_rate(metric) else ""
     for row in rows:
         delta = row["against"][metric]
-        unit = " points" if is_rate(metric) else ""
         kinds = ["both"] if "both" in delta else ["users", "seeds"]
         ends = ", ".join(f"{KINDS[kind]} {format_ends(metric, delta[kind])}" for kind in kinds)
         texts.append(

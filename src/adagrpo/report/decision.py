@@ -57,27 +57,13 @@ def decision_table(content: Mapping[str, Any]) -> Table:
             )
         )
     if "under_rules" in content:
-        with_rules = on_test(content["under_rules"]["test"])
-        rows.append(
-            (
-                f"{content['chosen']} under rules",
-                MISSING,
-                MISSING,
-                *with_rules,
-                *[MISSING for _ in judged],
-                *([MISSING] if clicked else []),
-                MISSING,
-            )
-        )
+        unknown = [MISSING] * (len(judged) + clicked + 1)
+        names = (f"{content['chosen']} under rules", MISSING, MISSING)
+        rows.append((*names, *on_test(content["under_rules"]["test"]), *unknown))
     own = "weighted NDCG@10" if content["exposure_weighted"] else "NDCG@10"
     header = ["list", own, f"against {START}", "test HR@10", "test NDCG@10", *(["test recall@10"] if baskets else [])]
-    header += ["coverage", "tail", "invalid"]
-    header += [
-        *(["true utility"] if utility else []),
-        *(judges[name] for name in judged),
-        *(["clicked"] if clicked else []),
-        "ms",
-    ]
+    header += ["coverage", "tail", "invalid", *(["true utility"] if utility else [])]
+    header += [*(judges[name] for name in judged), *(["clicked"] if clicked else []), "ms"]
     best = max(range(len(compared)), key=lambda row: compared[row]["validation"]["ndcg@10"])
     return Table.of(header, rows, best={(best, 1)})
 
@@ -135,9 +121,22 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
             f" with {START}."
         )
     if "shown_later" in row:
+        part = " It has no part in the choice."
+        if (depends := content.get("shown_depends_on_user")) is not None and depends["told"]:
+            name = max(depends["told"], key=lambda name: depends["told"][name][2])
+            of_pairs = "{:.1f} [{:.1f}, {:.1f}] %".format(*(100 * value for value in depends["told"][name]))
+            verdict = (
+                "What is shown may depend on the user, and has no part in the choice"
+                if depends["found"]
+                else "No list of the user's past tells what is shown to whom, so this has a part in the choice"
+            )
+            part = (
+                f" {verdict}: of pairs of items shown to two users in a row, {name} prefers to give each his own in"
+                f" {of_pairs}, where 50 % is by chance and a pair without a preference counts half."
+            )
         sentences.append(
             f"AUC of shown: of what {content['shown_later_users']:,} users were shown after their validation cases, the"
-            f" share of pairs of a clicked and another item that a list orders so.{_of_dependence(content)}"
+            f" share of pairs of a clicked and another item that a list orders so.{part}"
         )
     if "clicks_of_list" in row:
         sentences.append(
@@ -146,22 +145,6 @@ def decision_sentences(content: Mapping[str, Any]) -> list[str]:
         )
     sentences += [*_sentence(content["warning"]), *_sentence(content["training"])]
     return [*sentences, *(f"{'Also' if i else 'But'} {doubt}." for i, doubt in enumerate(content["doubts"]))]
-
-
-def _of_dependence(content: Mapping[str, Any]) -> str:
-    if (found := content.get("shown_depends_on_user")) is None or not found["told"]:
-        return " It has no part in the choice."
-    name = max(found["told"], key=lambda name: found["told"][name][2])
-    of_pairs = "{:.1f} [{:.1f}, {:.1f}] %".format(*(100 * value for value in found["told"][name]))
-    verdict = (
-        "What is shown may depend on the user, and has no part in the choice"
-        if found["found"]
-        else "No list of the user's past tells what is shown to whom, so this has a part in the choice"
-    )
-    return (
-        f" {verdict}: of pairs of items shown to two users in a row, {name} prefers to give each his own in {of_pairs},"
-        " where 50 % is by chance and a pair without a preference counts half."
-    )
 
 
 def _sentence(text: str | None) -> list[str]:

@@ -82,9 +82,8 @@ def _of_arms(result: Row) -> list[Section]:
         no_day = "No day is over yet."
     kept = [Block("absent", "The plan has no guardrail, or the verdict says why none is shown.")]
     if guardrails:
-        drawn = forest(
-            guardrails, "guardrail", "Guardrails", "change", "The table says by how much each may get worse."
-        )
+        caption = "The table says by how much each may get worse."
+        drawn = forest(guardrails, "guardrail", "Guardrails", "change", caption)
         kept = [Block("table", guardrails_table(guardrails), "Guardrails")]
         kept.append(_charts(drawn, "No guardrail could be estimated."))
     days = list(dict.fromkeys(row["through"] for row in daily))
@@ -100,15 +99,10 @@ def _of_arms(result: Row) -> list[Section]:
         svg = _day_chart(days, bands, f"Effect on {metric} until each day", "share of the control's number", 0.0)
         numbers = daily_table([row for row in daily if row["metric"] == metric])
         by_day.append(Figure(svg, "An effect that fades from day to day may be due to novelty.", numbers))
-    ratios = [
-        (
-            row["part"],
-            ", ".join(f"{arm} {count:,}" for arm, count in row["counts"].items()),
-            format_p(row["p_value"]),
-            "yes" if row["passes"] else "no",
-        )
-        for row in result["sample_ratio"]
-    ]
+    ratios = []
+    for row in result["sample_ratio"]:
+        users = ", ".join(f"{arm} {count:,}" for arm, count in row["counts"].items())
+        ratios.append((row["part"], users, format_p(row["p_value"]), "yes" if row["passes"] else "no"))
     counts = Table.of(("answers", "number"), [(text, f"{result['counts'][key]:,}") for key, text in COUNTS.items()])
     ratio_table = Table.of(("part", "users", "p", "passes"), ratios, 2, 1) if ratios else None
     checked = [
@@ -155,10 +149,8 @@ def _charts(figures: Sequence[Figure], otherwise: str) -> Block:
 def _day_chart(days: Sequence[str], bands: Sequence[Band], title: str, y_label: str, reference: float) -> str:
     step = -(-len(days) // MOST_LABELS) or 1
     labels = [day[5:] if index % step == 0 else "" for index, day in enumerate(days)]
-    x_label = "last day that is counted"
-    return interval_chart(
-        labels, bands, title=title, x_label=x_label, y_label=y_label, reference=reference, percent=True
-    )
+    named = {"title": title, "x_label": "last day that is counted", "y_label": y_label}
+    return interval_chart(labels, bands, **named, reference=reference, percent=True)
 
 
 def preference_table(rows: Sequence[Row]) -> Table:

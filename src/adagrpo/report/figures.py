@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.objective import GroupSummary
 from adagrpo.objective.terms import TERMS
@@ -214,7 +216,12 @@ def _scatter(
                 drawn.append(Point(x, y, point.arm, point.kind == "final", tip))
         if not drawn:
             continue
-        far = _far_off(drawn)
+        arms, far = list(dict.fromkeys(point.name for point in drawn)), []
+        for arm in arms if len(arms) > CROWD else ():
+            own, others = ([(p.x, p.y) for p in drawn if (p.name == arm) == of_arm] for of_arm in (True, False))
+            low, high = np.min(others, axis=0), np.max(others, axis=0)
+            beyond = np.maximum(np.max(own, axis=0) - high, low - np.min(own, axis=0))
+            far += [arm] if (beyond > 3 * (high - low)).any() else []
         without = f", without {' and '.join(far)}" if far else ""
         svg = scatter_chart(
             [point for point in drawn if point.name not in far],
@@ -232,19 +239,6 @@ def _scatter(
         ]
         return Figure(svg, caption, Table.of(("arm", "checkpoint", label(x_name), label(y_name)), rows, 2))
     return None
-
-
-def _far_off(points: Sequence[Point]) -> list[str]:
-    arms, far = list(dict.fromkeys(point.name for point in points)), []
-    for arm in arms if len(arms) > CROWD else ():
-        for axis in ("x", "y"):
-            own = [getattr(point, axis) for point in points if point.name == arm]
-            others = [getattr(point, axis) for point in points if point.name != arm]
-            low, high = min(others), max(others)
-            if max(max(own) - high, low - min(own)) > 3 * (high - low):
-                far.append(arm)
-                break
-    return far
 
 
 def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Table:

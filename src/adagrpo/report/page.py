@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -40,52 +40,32 @@ class Section(NamedTuple):
 
 def page(title: str, heading: str, sections: Sequence[Section]) -> str:
     """Return a page as HTML; percentages are not broken, backticks left out."""
-    environment = Environment(
-        loader=PackageLoader("adagrpo.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, strict = PackageLoader("adagrpo.report", "."), StrictUndefined
+    environment = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
     environment.filters["together"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%").replace("`", "")
     shown = [one for one in sections if any(block.content for block in one.blocks)]
     return environment.get_template("page.html.j2").render(title=title, heading=heading, sections=shown)
 
 
-class RunFiles(Protocol):
-    """Protocol for the files of a run."""
-
-    directory: Path  # where the page goes
-
-    def find(self, *parts: str) -> Path | None:
-        """Return a file of the run, or None."""
-
-    def trained(self) -> list[str]:
-        """Return the folders of trained arms, sorted by name."""
-
-    def events(self) -> Sequence[Mapping[str, Any]]:
-        """Return rows of stage, event and seconds."""
-
-
-class LooseFiles:
-    """The files of a folder, without verification."""
+class RunFiles:
+    """The files of a run, without verification; `directory` is where the page goes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def find(self, *parts: str) -> Path | None:
-        """See `RunFiles`."""
+        """Return a file of the run, or None."""
         path = self.directory.joinpath(*parts)
         return path if path.is_file() else None
 
     def trained(self) -> list[str]:
-        """See `RunFiles`."""
+        """Return the folders of trained arms, sorted by name."""
         train = self.directory / "train"
         below = sorted(train.iterdir()) if train.is_dir() else []
         return [folder.name for folder in below if folder.is_dir() and not folder.name.startswith(".")]
 
     def events(self) -> Sequence[Mapping[str, Any]]:
-        """See `RunFiles`."""
+        """Return rows of stage, event and seconds."""
         return read_rows(self.directory / "events.jsonl")
 
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart
 from adagrpo.report import figures
 from adagrpo.report.decision import decision_sentences, decision_table, list_advice
 from adagrpo.report.figures import Figure, Log, of_this_reward
-from adagrpo.report.page import Block, LooseFiles, RunFiles, Section, page, read_mapping, read_rows
+from adagrpo.report.page import Block, RunFiles, Section, page, read_mapping, read_rows
 from adagrpo.report.run_tables import (
     REFERENCES,
-    as_yaml,
     calibration_text,
     exposure_figures,
     exposure_table,
@@ -38,7 +38,7 @@ SPLITS: tuple[Split, ...] = ("test", "validation")
 
 def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
     """Write `report.html` into a run directory, atomically; see `build_report`."""
-    files = LooseFiles(run) if isinstance(run, Path) else run
+    files = RunFiles(run) if isinstance(run, Path) else run
     path = files.directory / "report.html"
     write_file(path, build_report(files, notes))
     return path
@@ -46,19 +46,21 @@ def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
 
 def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
     """Write the charts of a report as SVG files."""
-    files = LooseFiles(run) if isinstance(run, Path) else run
+    files = RunFiles(run) if isinstance(run, Path) else run
     metrics = _metrics(files)
-    written = []
-    for name, drawn in _figures(_logs(files, metrics), metrics).items():
-        for number, figure in enumerate(drawn, start=1):
-            written.append(directory / f"{name}-{number}.svg")
-            write_file(written[-1], figure.svg)
-    return written
+    charts = {
+        directory / f"{name}-{number}.svg": figure.svg
+        for name, drawn in _figures(_logs(files, metrics), metrics).items()
+        for number, figure in enumerate(drawn, start=1)
+    }
+    for path, svg in charts.items():
+        write_file(path, svg)
+    return list(charts)
 
 
 def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     """Return the report of a run as HTML; UserError if `metrics.json` is missing, or a file cannot be read."""
-    files = LooseFiles(run) if isinstance(run, Path) else run
+    files = RunFiles(run) if isinstance(run, Path) else run
     metrics = _metrics(files)
     name = metrics.get("name") or files.directory.resolve().name
     decided = _read(files, ("decision.json",), lambda content: (content, _decision(content)))
@@ -173,9 +175,8 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
         ]
 
     summary = summary_sentences(metrics, baselines=decision is None)
-    verdict = [Block("p", " ".join(summary))]
-    if decision is None:
-        verdict = [Block("verdict", summary[:3]), Block("p", " ".join(summary[3:]))]
+    first = 3 if decision is None else 0
+    verdict = [Block("verdict", summary[:first]), Block("p", " ".join(summary[first:]))]
     verdict += _read(files, ("diagnose", "diagnose.json"), diagnosis) or []
     points = checkpoints(metrics)
     measured = [split for split in SPLITS if any(point.value(split, "hr@10") is not None for point in points)]
@@ -201,16 +202,18 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
     logs = _logs(files, metrics)
     drawn, (_, elsewhere) = _figures(logs, metrics), of_this_reward(logs, metrics)
     curves, supervised, signals = drawn["curves"], drawn["supervised"], drawn["signals"]
-    learning = []
-    if curves:
-        text = "Measured on a fixed sample of users during training; step 0 is the starting policy."
-        learning.append(Block("quiet", f"{text} A ring marks the best checkpoint."))
-    if elsewhere:
-        why = "is left out: the arm was trained when the run had another reward."
-        learning.append(Block("quiet", f"The mean reward of {', '.join(elsewhere)} {why}"))
-    learning.append(Block("charts", curves))
-    if supervised:
-        learning += [Block("h3", "Starting policy"), Block("charts", supervised)]
+    text = (
+        "Measured on a fixed sample of users during training; step 0 is the starting policy. A ring marks the best"
+        " checkpoint."
+    )
+    why = "is left out: the arm was trained when the run had another reward."
+    learning = [
+        Block("quiet", text if curves else ""),
+        Block("quiet", f"The mean reward of {', '.join(elsewhere)} {why}" if elsewhere else ""),
+        Block("charts", curves),
+        Block("h3", "Starting policy" if supervised else ""),
+        Block("charts", supervised),
+    ]
     admitted = (
         "The gate admits a sample that is hard for the policy and whose logged item the reward ranks high. If the"
         " dashed line (shuffled rewards) is close to the top of the admitted samples, the gate does not depend on the"
@@ -227,7 +230,7 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
         *([Block("h3", "What went wrong while training"), Block("quiet", went_wrong)] if failures else []),
         Block("table", failures),
     ]
-    admission = [Block("quiet", admitted), Block("charts", drawn["admission"])] if drawn["admission"] else []
+    admission = [Block("quiet", admitted if drawn["admission"] else ""), Block("charts", drawn["admission"])]
     return [
         Section("verdict", "Verdict on training" if decision else "Verdict", verdict, "Verdict"),
         Section("results", "Results", results, "Results"),
@@ -270,19 +273,18 @@ def _made_from(files: RunFiles, metrics: Content) -> list[Section]:
         )
         ranker.insert(0, Block("quiet", text))
     ranker += _read(files, ("ranker", "report", "report.json"), quality) or []
-    path = files.find("run.yaml")
-    described = {} if path is None else read_mapping(path)
+    described = {} if (path := files.find("run.yaml")) is None else read_mapping(path)
     threads = described.get("threads")
     versions = "Versions" if threads is None else f"Versions, {threads} thread{'' if threads == 1 else 's'}"
     configuration = [
-        Block("details", [Block("pre", text)] if text else [], summary)
-        for summary, text in (
-            ("Resolved configuration", as_yaml(described.get("config"))),
-            ("Data files", as_yaml(described.get("data"))),
+        Block("details", [Block("pre", dump_yaml(part, allow_unicode=True))] if part else [], summary)
+        for summary, part in (
+            ("Resolved configuration", described.get("config")),
+            ("Data files", described.get("data")),
         )
     ]
-    known = facts(described.get("versions"))
-    configuration.insert(1, Block("details", [Block("facts", known)] if known else [], versions))
+    if known := facts(described.get("versions")):
+        configuration.insert(1, Block("details", [Block("facts", known)], versions))
     if any(block.content for block in configuration):
         configuration.insert(0, Block("quiet", metrics.get("config_hash")))
     return [
@@ -332,9 +334,8 @@ def write_users(directory: Path, name: str, users: Sequence[ShownUser]) -> Path:
         f"{len(users)} users, drawn from the test cases by the seed of the run, and the first ten items of each list"
         f" that was measured, the chosen one first. {MARK.strip()} marks what the user took next."
     )
-    opening = Section(
-        "lists", "Lists of some users", [Block("quiet", text), Block("link", "The report", "report.html")]
-    )
+    link = Block("link", "The report", "report.html")
+    opening = Section("lists", "Lists of some users", [Block("quiet", text), link])
     path = directory / USERS_PAGE
     write_file(path, page(f"{name}: lists of some users", name, [opening, *sections]))
     return path

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.metrics import ReportPart, is_rate, metric_names
 from adagrpo.report.charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.figures import Figure, Log
@@ -134,11 +133,6 @@ def _fact(key: str, value: Any) -> str:
     return f"{100 * value:.2f} %" if key.endswith(("_rate", "_share")) else format_number(value)
 
 
-def as_yaml(value: Any) -> str:
-    """Format a part of run.yaml; empty if there is none."""
-    return dump_yaml(value, allow_unicode=True) if value else ""
-
-
 def stage_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
     """Tabulate the duration of each stage's last run and its last event."""
     seconds: dict[str, float] = {}
@@ -176,10 +170,9 @@ def failures_table(logs: Sequence[Log]) -> Table | None:
             lost = f"step {log.lost['step']}: {log.lost['why']}" if log.lost else MISSING
             counts = (f"{len(log.steps):,}", f"{skipped:,}", what, format_metric("admission", share), f"{empty:,}")
             rows.append((log.arm, *counts, lost))
-    header = ("arm", "steps", "skipped", "not finite", "samples with equal rewards")
+    header = ("arm", "steps", "skipped", "not finite", "samples with equal rewards", "groups without an item")
     right: tuple[Alignment, ...] = ("right", "right", "left", "right", "right")
-    more = ("groups without an item", "policy lost")
-    return Table((*header, *more), tuple(rows), ("left", *right, "left")) if rows else None
+    return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left")) if rows else None
 
 
 def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
@@ -201,7 +194,7 @@ def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
     """Draw the differences in HR@10 and, if known, true utility, from `sft` or `nll`."""
     rows = [row for row in content["against"] if row["reference"] == reference]
     figures = []
-    for name in [name for name in DRAWN if rows and name in rows[0]["metrics"]]:
+    for name in (name for name in DRAWN if rows and name in rows[0]["metrics"]):
         drawn = [
             ForestRow(f"{row['arm']}, {row['checkpoint']}", {row["arm"]: IntervalMark.of(row["metrics"][name])})
             for row in rows
@@ -247,9 +240,8 @@ def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
         if name != "ranker":
             rows.append((name.replace("_", "-"), splits.get(split) or {}))
     rows = [(name, values) for name, values in rows if values]
-    columns = [
-        name for name in metric_names(ReportPart.RANKING) if any(values.get(name) is not None for _, values in rows)
-    ]
+    known = {name for _, values in rows for name in values if values[name] is not None}
+    columns = [name for name in metric_names(ReportPart.RANKING) if name in known]
     if not columns or all(name.startswith("policy") for name, _ in rows):
         return None
     cells = [[values.get(name) for name in columns] for _, values in rows]

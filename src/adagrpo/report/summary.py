@@ -44,17 +44,31 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
         fell = [label for name, label in JUDGED.items() if start and _change(point, start, split, name) < 0]
         if start and fell and _change(point, start, split, "mean_reward@10") > 0:
             hacked.append(f"The reward of {point.arm} rose while its {' and '.join(fell)} fell.")
-    narrowed, sample = metrics.get("eligible"), metrics.get("validation_sample")
-    return [
-        *below,
-        *([f"All of this is measured over {measured_over(narrowed).rstrip(',')}."] if narrowed else []),
-        *([f"Validation is measured on a fixed sample of {sample:,} cases."] if sample else []),
-        *_picked(arms, start, split),
-        *hacked,
-        *_gate_against_controls(arms, split),
-        *_reranking(metrics, arms),
-        _uncertainty(metrics, arms, split),
-    ]
+    narrowed, sample, sentences = metrics.get("eligible"), metrics.get("validation_sample"), below
+    if narrowed:
+        sentences.append(f"All of this is measured over {measured_over(narrowed).rstrip(',')}.")
+    if sample:
+        sentences.append(f"Validation is measured on a fixed sample of {sample:,} cases.")
+    sentences += [*_picked(arms, start, split), *hacked]
+    if (gate := _best(arms, GATE)) is not None:
+        value = _or_least(gate.value(split, HR))
+        ahead = [point for point in arms if point.arm in CONTROLS and _or_least(point.value(split, HR)) >= value]
+        if ahead:
+            names = ", ".join(f"{point.arm} ({_text(point, split)})" for point in ahead)
+            sentences.append(
+                f"The gate ({_text(gate, split)}) does not beat these controls: {names}. Its choice of samples does not"
+                " help."
+            )
+    rows = [(name, row[HR]) for name, row in rerank_rows(metrics) if "test" not in name and row.get(HR) is not None]
+    trained = max(_or_least(point.value("validation", HR)) for point in arms)
+    if rows and trained != -math.inf:
+        name, value = max(rows, key=lambda row: float(row[1]))
+        sentences.append(
+            f"Re-ranking the sft beam at serving time (by {name.rpartition(' / ')[2]}) reaches HR@10 of"
+            f" {format_metric(HR, value)} on validation, {'more' if value > trained else 'no more'} than the best arm's"
+            f" {format_metric(HR, trained)}."
+        )
+    return [*sentences, _uncertainty(metrics, arms, split)]
 
 
 def measured_over(eligible: Mapping[str, Any] | None) -> str:
@@ -85,12 +99,10 @@ def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
-    def on_validation(point: Checkpoint) -> float:
-        ndcg = point.value("validation", NDCG)
-        return _or_least(point.value("validation", HR) if ndcg is None else ndcg)
-
     policies = arms if start is None or start.value(split, HR) is None else [start, *arms]
-    picked = max(policies, key=on_validation)
+    measured = [[point.value("validation", name) for name in (NDCG, HR)] for point in policies]
+    by_validation = [_or_least(hits if ndcg is None else ndcg) for ndcg, hits in measured]
+    picked = policies[by_validation.index(max(by_validation))]
     hits, before = (None if one is None else one.value(split, HR) for one in (picked, start))
     sentence = f"Validation picks {START}, the starting policy; its HR@10 on {split} is {_text(picked, split)}."
     if picked is not start:
@@ -113,33 +125,6 @@ def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
         elif below:
             sentences.append(f"Below the starting policy on {split}: {', '.join(below)}.")
     return sentences
-
-
-def _gate_against_controls(arms: list[Checkpoint], split: str) -> list[str]:
-    gate = _best(arms, GATE)
-    if gate is None:
-        return []
-    value = _or_least(gate.value(split, HR))
-    ahead = [point for point in arms if point.arm in CONTROLS and _or_least(point.value(split, HR)) >= value]
-    if not ahead:
-        return []
-    names = ", ".join(f"{point.arm} ({_text(point, split)})" for point in ahead)
-    return [
-        f"The gate ({_text(gate, split)}) does not beat these controls: {names}. Its choice of samples does not help."
-    ]
-
-
-def _reranking(metrics: Mapping[str, Any], arms: list[Checkpoint]) -> list[str]:
-    rows = [(name, row[HR]) for name, row in rerank_rows(metrics) if "test" not in name and row.get(HR) is not None]
-    trained = max((_or_least(point.value("validation", HR)) for point in arms), default=-math.inf)
-    if not rows or trained == -math.inf:
-        return []
-    name, value = max(rows, key=lambda row: float(row[1]))
-    verb = "more than" if value > trained else "no more than"
-    return [
-        f"Re-ranking the sft beam at serving time (by {name.rpartition(' / ')[2]}) reaches HR@10 of"
-        f" {format_metric(HR, value)} on validation, {verb} the best arm's {format_metric(HR, trained)}."
-    ]
 
 
 def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str) -> str:

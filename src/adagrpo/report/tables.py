@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeGuard, assert_never
+from typing import Any, Literal, Self, TypeGuard
 
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart, lookup, metric_names
@@ -87,18 +87,15 @@ def results_table(metrics: Mapping[str, Any], split: Split = "test", columns: Se
     points = checkpoints(metrics)
     if columns is None:
         columns = shown_columns(points, split, ReportPart.RESULTS)
-    names = [
-        (one.arm, one.kind if one.kind == "start" or one.step is None else f"{one.kind}, step {one.step}")
-        for one in points
-    ]
+    steps = ("" if one.kind == "start" or one.step is None else f", step {one.step}" for one in points)
+    names = [(one.arm, one.kind + step) for one, step in zip(points, steps, strict=True)]
     values = [[point.value(split, name) for name in columns] for point in points]
     table = metric_table(("arm", "checkpoint"), names, values, columns)
     if "hr@10" not in columns:
         return table
     start = next((point.value(split, "hr@10") for point in points if point.arm == START), None)
-    changes = [
-        MISSING if point.arm == START else format_relative(point.value(split, "hr@10"), start) for point in points
-    ]
+    hits = (None if point.arm == START else point.value(split, "hr@10") for point in points)
+    changes = [format_relative(value, start) for value in hits]
     at = 3 + list(columns).index("hr@10")
     rows = [(*row[:at], change, *row[at:]) for row, change in zip(table.rows, changes, strict=True)]
     best = {(row, column + (column >= at)) for row, column in table.best}
@@ -189,17 +186,10 @@ def format_metric(name: str, value: float | None) -> str:
     """Format a metric: rates in per cent, NDCG with four decimals, reward with four figures."""
     if _finite(value) is None or value is None:
         return MISSING
-    match lookup(name).form:
-        case "rate":
-            return f"{100 * value:.2f} %"
-        case "share":
-            return f"{100 * value:.1f} %"
-        case "decimals":
-            return f"{value:.4f}"
-        case "number":
-            return format_number(value)
-        case form:
-            assert_never(form)
+    form = lookup(name).form
+    if form == "number":
+        return format_number(value)
+    return f"{value:.4f}" if form == "decimals" else f"{100 * value:.{2 if form == 'rate' else 1}f} %"
 
 
 def format_number(value: float) -> str:

@@ -62,7 +62,10 @@ def pair_information(
     for first, last in pairwise(bounds.tolist()):
         keys = _keys(training.values, left, positions[starts[first] : starts[last]], num_items)
         training.release()
-        row, column, times = _counted(keys, num_items)
+        keys.sort()
+        distinct = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+        times, keys = np.diff(np.append(distinct, len(keys))), keys[distinct]
+        row, column = keys // num_items, keys % num_items
         chance = totals[row].astype(np.float64) * totals[column].astype(np.float64)
         information = np.log(times * float(total) / chance)
         kept = information > 0
@@ -102,14 +105,6 @@ def _keys(
             reached = (here >= distance) & (left[before] >= distance)
             add(items[reached], values[before[reached]])
     return np.concatenate(parts)
-
-
-def _counted(keys: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
-    """Return (N',) ascending rows and columns, and counts; sorts `keys` in place."""
-    keys.sort()
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
-    distinct = keys[starts]
-    return distinct // num_items, distinct % num_items, np.diff(np.append(starts, len(keys)))
 
 
 _WORD = re.compile(r"\w+")

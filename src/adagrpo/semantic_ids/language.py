@@ -45,11 +45,9 @@ def language_vectors(
     if has_text.any():
         wanted = [text for text, has in zip(texts, has_text, strict=True) if has]
         done = count(1)
-
-        def after_batch(*_: object) -> None:
-            report(min(next(done) * batch_size, len(wanted)), len(wanted))
-
-        handle = network[-1].register_forward_hook(after_batch)
+        handle = network[-1].register_forward_hook(
+            lambda *_: report(min(next(done) * batch_size, len(wanted)), len(wanted))
+        )
         vectors[has_text] = network.encode(wanted, batch_size=batch_size, show_progress_bar=False)
         handle.remove()
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

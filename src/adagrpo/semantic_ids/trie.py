@@ -67,9 +67,8 @@ class Trie:
     # `node * K_l + code`, whose rank is the child
     tables: tuple[Tensor, ...]
     items: Tensor  # (n_L,) int64, item of each leaf
-    first: tuple[
-        Tensor, ...
-    ]  # per level, (max(n_l, 1) + 1,) int64: the first child of each node, then how many there are
+    # per level, (max(n_l, 1) + 1,) int64: the first child of each node, then how many there are
+    first: tuple[Tensor, ...]
     codes: tuple[Tensor, ...]  # per level, (n_{l+1},) int64, the last code of each child
 
     # codes (V, L) int64

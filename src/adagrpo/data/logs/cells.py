@@ -56,18 +56,12 @@ def id_texts(values: pl.Series) -> pl.Series:
     return identifiers(blank_to_null(values)).cast(pl.String)
 
 
-def id_of(value: Any) -> str | None:
-    """Convert a JSON value to an id as text.
-
-    >>> id_of("5.0"), id_of(5), id_of(5.0), id_of(5.5), id_of(True), id_of(10**30) == str(10**30)
-    ('5.0', '5', '5', None, None, True)
-    """
-    found = id_value(value)
-    return None if found is None else str(found)
-
-
 def id_value(value: Any) -> int | str | None:
-    """Convert a JSON value to an id, a text or an integer; None if invalid."""
+    """Convert a JSON value to an id, a text or an integer; None if invalid.
+
+    >>> id_value("5.0"), id_value(5), id_value(5.0), id_value(5.5), id_value(True), id_value(10**30) == 10**30
+    ('5.0', 5, 5, None, None, True)
+    """
     if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
@@ -146,22 +140,17 @@ def first_list(values: pl.Series) -> int | None:
     if lists.any() and _most(known.str.contains(BRACKETS) | known.str.contains(ONE_IN_BRACKETS)):
         return int(lists.fill_null(False).arg_max() or 0)
     for mark, word in MARKS.items():
-        if _are_lists(known, mark, word):
+        parts = known.str.split(mark).list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls())
+        words = (parts.list.len() > 1) & parts.list.eval(pl.element().str.contains(word)).list.all()
+        if not _most(words) or known.n_unique() < MOST * len(known):
+            continue
+        positions = parts.list.eval(pl.int_range(pl.len()))
+        located = pl.DataFrame({"part": parts, "position": positions}).explode("part", "position")
+        again = located.group_by("part").agg(pl.len(), pl.col("position").n_unique()).filter(pl.col("len") > 1)
+        moved = int((again["position"] > 1).sum()) >= MOVES * len(again)
+        if moved if len(again) else parts.list.len().n_unique() > 1:
             return int(head.str.contains(mark, literal=True).fill_null(False).arg_max() or 0)
     return None
-
-
-def _are_lists(values: pl.Series, mark: str, word: str) -> bool:
-    parts = values.str.split(mark).list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls())
-    words = (parts.list.len() > 1) & parts.list.eval(pl.element().str.contains(word)).list.all()
-    if not _most(words) or values.n_unique() < MOST * len(values):
-        return False
-    positions = parts.list.eval(pl.int_range(pl.len()))
-    located = pl.DataFrame({"part": parts, "position": positions}).explode("part", "position")
-    again = located.group_by("part").agg(pl.len(), pl.col("position").n_unique()).filter(pl.col("len") > 1)
-    if again.is_empty():
-        return parts.list.len().n_unique() > 1
-    return int((again["position"] > 1).sum()) >= MOVES * len(again)
 
 
 def _most(true: pl.Series) -> bool:

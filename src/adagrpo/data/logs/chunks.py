@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logs.cells import id_of, numbers
+from adagrpo.data.logs.cells import id_value, numbers
 from adagrpo.data.logs.formats import (
     MAX_EXPANSION,
     SCHEMA_BYTES,
@@ -149,9 +149,9 @@ def json_fields(lines: Sequence[str], columns: Sequence[str], ids: Sequence[str]
             if type(value) is int:
                 value = str(value)
             elif isinstance(value, float) and name in ids:
-                whole = id_of(value)
+                whole = id_value(value)
                 problem = problem if whole is not None else f"{name} is {value}, expected a whole number or text"
-                value = whole
+                value = None if whole is None else str(whole)
             elif value is not None and not isinstance(value, str):
                 if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
                     problem = f"{name} is of type {type(value).__name__}"
@@ -171,10 +171,6 @@ def _value(record: Any, name: str) -> Any:
 
 
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Yield columns as text, and problems with records.
-
-    The fast reader needs one record per line.
-    """
     names, separator = csv_header(path)
     header = carried = b""
     for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
@@ -189,7 +185,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
                     raise UserError(f"{path}: the header names '{one_line(name)}' {count} times; {advice}")
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
-        table, carried = _fast(header, whole, columns, separator), b""
+        table, carried = _fast(header, whole, columns, separator), b""  # where each line is one record
         if table is not None:
             yield table, None
             continue
@@ -261,9 +257,24 @@ def read_table(
     UserError for a missing column, or a malformed or too large file.
     """
     kind, columns = kind_of(path), list(dict.fromkeys(columns))
+    tables: list[pl.DataFrame] = []
     if kind == "JSONL":
-        return _read_json(path, columns, max_expansion, list(ids))
-    tables = []
+        text, rows = [], 0
+        with reading(path, kind):
+            for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
+                text.append(block)
+                lines = json_lines(block)
+                table, problems = json_fields(lines, ids, ids)  # type inference changes long numbers
+                _refuse(path, rows, problems)
+                tables.append(table)
+                rows += len(lines)
+            found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
+            schema = found.collect_schema()
+            require(path, columns, list(nested_names(schema)))
+            frame = found.select(named_fields(columns, schema.names())).collect()
+        if len(frame) != rows:
+            raise UserError(f"{path}: {rows} lines hold {len(frame)} JSON objects; each line is one row")
+        return frame.with_columns(pl.concat(tables)) if ids else frame
     for first, table, problem in read_chunks(path, columns, max_expansion=max_expansion):
         _refuse(path, first, problem)
         tables.append(table)
@@ -279,26 +290,6 @@ def read_table(
             what = f"has {fields} of {len(names)} fields and no end of a line; the file was cut off"
             raise UserError(f"{path}, row {len(table)}: {what}")
     return table.with_columns(pl.all().replace("", None))
-
-
-def _read_json(path: Path, columns: Sequence[str], max_expansion: float, ids: list[str]) -> pl.DataFrame:
-    """Read ids as text: type inference changes long numbers."""
-    text, tables, rows = [], [], 0
-    with reading(path, "JSONL"):
-        for block, _ in read_blocks(path, SCHEMA_BYTES, max_expansion):
-            text.append(block)
-            lines = json_lines(block)
-            table, problem = json_fields(lines, ids, ids)
-            _refuse(path, rows, problem)
-            tables.append(table)
-            rows += len(lines)
-        found = pl.scan_ndjson(b"".join(text), infer_schema_length=None)
-        schema = found.collect_schema()
-        require(path, columns, list(nested_names(schema)))
-        frame = found.select(named_fields(columns, schema.names())).collect()
-    if len(frame) != rows:
-        raise UserError(f"{path}: {rows} lines hold {len(frame)} JSON objects; each line is one row")
-    return frame.with_columns(pl.concat(tables)) if ids else frame
 
 
 def _refuse(path: Path, first: int, problem: pl.Series | None) -> None:

@@ -253,22 +253,13 @@ def require(path: Path, columns: Sequence[str], available: Sequence[str], option
 def csv_header(path: Path) -> tuple[list[str], str]:
     """Read a CSV file's column names, repeats numbered, and separator."""
     block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
-    separator = _separator(block)
+    outside_quotes = re.sub(r'"[^"]*"', "", block[:HEADER].decode("utf-8", errors="replace"))
+    header = outside_quotes.lstrip("\r\n").partition("\n")[0]
+    separator = max(SEPARATORS, key=header.count)
     table = pl.scan_csv(
         block, separator=separator, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True
     )
     return table.collect_schema().names(), separator
-
-
-def _separator(block: bytes) -> str:
-    r"""Detect the separator, ignoring quoted names.
-
-    >>> _separator(b'user;item;"at, roughly"\n1,2;3,4;5,6')
-    ';'
-    """
-    text = re.sub(r'"[^"]*"', "", block[:HEADER].decode("utf-8", errors="replace"))
-    header = text.lstrip("\r\n").partition("\n")[0]
-    return max(SEPARATORS, key=header.count)
 
 
 def file_format(path: Path) -> dict[str, Any]:

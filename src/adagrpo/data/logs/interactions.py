@@ -29,7 +29,7 @@ from adagrpo.data.columns import (
     TIMESTAMP,
     USER_ID,
 )
-from adagrpo.data.logs.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all
+from adagrpo.data.logs.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all, where
 from adagrpo.data.logs.chunks import Chunk, read_chunks
 from adagrpo.data.logs.formats import MAX_EXPANSION, SAVE_AS_UTF_8, file_format, one_line
 from adagrpo.data.logs.log_fields import UNITS, Columns, Field, Refusals, fields_of
@@ -102,7 +102,15 @@ def read_logs(
     table, rejects = reader.finish()
     if click_rating is not None:  # an item without a rating was shown and not rated
         table = table.with_columns((pl.col(RATING) >= click_rating).fill_null(False).alias(CLICKED))
-    known, left_out = _orders(table, drop_items)
+    known, left_out = table, {}  # without guest orders, returns and ids that are no items, and counts of each
+    for name, wanted in (
+        ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),
+        ("rows_returned", (pl.col(QUANTITY) > 0).fill_null(True) if QUANTITY in table.columns else None),
+        ("rows_of_no_item", ~pl.col(ITEM_ID).cast(pl.String).is_in(list(drop_items)) if drop_items else None),
+    ):
+        if wanted is not None:
+            before, known = len(known), known.filter(wanted)
+            left_out[name] = before - len(known)
     kept = known if keep_events is None else known.filter(pl.col(EVENT).is_in(list(keep_events)))
     if min_rating is not None:
         rated_enough = pl.col(RATING) >= min_rating
@@ -122,6 +130,8 @@ def read_logs(
         counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(once)} shown but not chosen"
         more = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
         raise UserError(f"{paths[0]}: no interaction among {rows} rows: {counts}{more}")
+    order = fields.get(TIMESTAMP)
+    time = None if order is None or order.times is None else order.times.describe(table[TIMESTAMP], order.source)
     return Logs(
         chosen.select(*keys, *([RATING] if columns.rating else []), *([BASKET] if columns.basket else [])),
         once.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions else None,
@@ -129,7 +139,7 @@ def read_logs(
         len(table) + len(rejects),
         filtered,
         len(kept) - len(once) if drop_duplicates else None,
-        reader.detected(table),
+        {"files": reader.files} | ({} if time is None else {"time": time}),
         left_out,
     )
 
@@ -157,11 +167,6 @@ class _Reader:
             if rows == first_rows:
                 break
         self.files.append(file_format(path) | {"rows": rows} | ({"only_first": True} if rows == first_rows else {}))
-
-    def detected(self, table: pl.DataFrame) -> dict[str, Any]:
-        field = self.fields.get(TIMESTAMP)
-        time = None if field is None or field.times is None else field.times.describe(table[TIMESTAMP], field.source)
-        return {"files": self.files} | ({} if time is None else {"time": time})
 
     def _take(self, path: Path, chunk: Chunk) -> None:
         fields = self.fields
@@ -274,20 +279,6 @@ def _shown(text: pl.Expr) -> pl.Expr:
     return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
 
 
-# without guest orders, returns and ids that are no items, and counts of each
-def _orders(table: pl.DataFrame, drop_items: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    counts, kept = {}, table
-    for name, wanted in (
-        ("rows_of_guests", pl.col(USER_ID).is_not_null() if BASKET in table.columns else None),
-        ("rows_returned", (pl.col(QUANTITY) > 0).fill_null(True) if QUANTITY in table.columns else None),
-        ("rows_of_no_item", ~pl.col(ITEM_ID).cast(pl.String).is_in(list(drop_items)) if drop_items else None),
-    ):
-        if wanted is not None:
-            before, kept = len(kept), kept.filter(wanted)
-            counts[name] = before - len(kept)
-    return kept, counts
-
-
 def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
     """Add impressions from other files to a log; clicks do not become interactions.
 
@@ -300,14 +291,12 @@ def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
             f"{source}: what was shown is put beside the interactions by time; name the columns of times,"
             f" data.columns.timestamp and {source}.columns.timestamp"
         )
-    table = shown.impressions.with_columns(
-        *(_like(shown.impressions[name], logs.interactions[name].dtype) for name in (USER_ID, ITEM_ID)),
-        *(
-            _in_unit(shown.impressions[name], logs, shown, source)
-            for name in (TIMESTAMP, CLICKED_AT)
-            if name in shown.impressions.columns
-        ),
-    )
+    table = shown.impressions
+    for name in (USER_ID, ITEM_ID):  # in the log's type; null where they are not of it
+        there = table[name].cast(logs.interactions[name].dtype, strict=False)
+        table = table.with_columns(where(there.cast(table[name].dtype) == table[name], there))
+    times = [name for name in (TIMESTAMP, CLICKED_AT) if name in table.columns]
+    table = table.with_columns(_in_unit(table[name], logs, shown, source) for name in times)
     own = [] if logs.impressions is None else [logs.impressions]
     understood = logs.understood | {"files": [*logs.understood["files"], *shown.understood["files"]]}
     return dataclasses.replace(
@@ -318,12 +307,6 @@ def with_impressions(logs: Logs, shown: Logs, source: str) -> Logs:
         rows_filtered=logs.rows_filtered + shown.rows_filtered,
         understood=understood,
     )
-
-
-def _like(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Cast ids to the log's type; null where they are not of it."""
-    there = ids.cast(dtype, strict=False)
-    return pl.select(pl.when(there.cast(ids.dtype) == ids).then(there).alias(ids.name)).to_series()
 
 
 def _in_unit(times: pl.Series, logs: Logs, shown: Logs, source: str) -> pl.Series:

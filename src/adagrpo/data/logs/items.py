@@ -67,15 +67,8 @@ def read_columns(
 ) -> pl.DataFrame:
     """Read a table's columns as they are, but lists and nested ones; those of a CSV file are text.
 
-    Args:
-        of: what a row is of, item or user.
-        option: names the id column in messages.
-
-    Returns:
-        The ids as text, called `id_column`, and the other columns.
-
-    Raises:
-        UserError: a malformed file, or a row without id or with that of another.
+    Returns the ids as text, called `id_column`, and the other columns. `of` is what a row is of, item or user; `option`
+    names the id column in messages. UserError for a malformed file, or a row without id or with that of another.
     """
     names = columns_of(path)
     require(path, [id_column], names, option)

@@ -82,17 +82,26 @@ def preview_logs(
     for role, known in NAMES.items():
         needs_clicks = role in ("slot", "propensity") and "clicked" not in roles
         if role not in roles and not needs_clicks and not (role == "order" and "timestamp" in roles):
-            needs = NEEDS.get(role, "numbers")
-            over += [
-                {"column": name, "role": role, "needs": needs} for name in _named(known, sample.columns, roles)[:1]
-            ]
-    preview["events"] = _kinds(sample[roles["event"]["column"]]) if "event" in roles else []
+            named = _named(known, sample.columns, roles)[:1]
+            over += [{"column": name, "role": role, "needs": NEEDS.get(role, "numbers")} for name in named]
+    preview["events"] = []
+    if "event" in roles:
+        events = blank_to_null(sample[roles["event"]["column"]]).drop_nulls().cast(pl.String).rename("kind")
+        counts = events.value_counts().sort("count", "kind", descending=[True, False])
+        preview["events"] = counts["kind"].head(KINDS).to_list()
     preview["lists"] = "item" in roles and first_list(blank_to_null(sample[roles["item"]["column"]])) is not None
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
     preview["missing"], preview["kept"] = missing, None if keep_events is None else list(keep_events)
-    preview["unread_time"] = _unread_time(sample, preview["passed_over"]) if missing[:1] == ["timestamp"] else None
+    preview["unread_time"] = None
+    column = next((one["column"] for one in over if one["role"] == "timestamp"), None)
+    if missing[:1] == ["timestamp"] and column is not None:
+        values, times = blank_to_null(sample[column]), Times()
+        if not values.dtype.is_nested() and values.dtype not in UNREADABLE:
+            for row in (times.read(values).is_null() & values.is_not_null()).arg_true().head(1):
+                value = f"{one_line(column)} is '{one_line(str(values[row]))}'"
+                preview["unread_time"] = f"row {row + 1}: {value}, expected {times.expected}"
     preview["unnamed"] = kind_of(path) == "CSV" and numbers(pl.Series(sample.columns)).count() > 0
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
@@ -129,9 +138,8 @@ def preview_items(path: Path, item: str) -> dict[str, Any]:
     texts = [name for name in texts if not known[name].cast(pl.String).str.contains(OBJECTS).any()]
     inner_types = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
     numbered = [name for name, inner in inner_types.items() if inner.is_integer()]
-    labels = [name for name, inner in inner_types.items() if inner == pl.String] + (
-        numbered if len(numbered) == 1 else []
-    )
+    labels = [name for name, inner in inner_types.items() if inner == pl.String]
+    labels += numbered if len(numbered) == 1 else []
     own = [name for name in texts if known[name].n_unique() > OWN_VALUES * len(known[name])]
     return {
         "path": str(path),
@@ -196,20 +204,6 @@ def _fits(role: str, values: pl.Series) -> bool:
     return _most(read(known))
 
 
-def _kinds(values: pl.Series) -> list[str]:
-    counts = blank_to_null(values).drop_nulls().cast(pl.String).rename("kind").value_counts()
-    return counts.sort("count", "kind", descending=[True, False])["kind"].head(KINDS).to_list()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _parts(name: str) -> list[str]:
-    fields = name.split(".")
-    return [".".join(fields[start:]) for start in range(len(fields))]
-
-
 def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, Any]]:
     names = sample.columns
     for name in given.values():
@@ -238,22 +232,17 @@ def _roles(sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, A
 
 def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Columns without a role, named like one of `known`, best first."""
-    order = {plain: rank for rank, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
-    free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
-    ranks = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
-    return sorted((name for name in free if ranks[name] < len(order)), key=ranks.__getitem__)
 
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
 
-def _unread_time(sample: pl.DataFrame, passed_over: Sequence[Mapping[str, str]]) -> str | None:
-    column = next((one["column"] for one in passed_over if one["role"] == "timestamp"), None)
-    if column is None or sample[column].dtype.is_nested() or sample[column].dtype in UNREADABLE:
-        return None
-    values, times = blank_to_null(sample[column]), Times()
-    rows = (times.read(values).is_null() & values.is_not_null()).arg_true()
-    if not len(rows):
-        return None
-    value = one_line(str(values[rows[0]]))
-    return f"row {rows[0] + 1}: {one_line(column)} is '{value}', expected {times.expected}"
+    order = {name: rank for rank, name in enumerate(dict.fromkeys(map(plain, known.split())))}
+    taken, ranks = {entry["column"] for entry in roles.values()}, {}
+    for name in (name for name in names if name not in taken):
+        fields = name.split(".")
+        parts = (plain("".join(fields[start:])) for start in range(len(fields)))
+        ranks[name] = min(order.get(part, len(order)) for part in parts)
+    return sorted((name for name in ranks if ranks[name] < len(order)), key=ranks.__getitem__)
 
 
 def _counted(
@@ -304,17 +293,14 @@ def _counted(
     lost = logs.rejects.group_by(kind, maintain_order=True).agg(
         pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
     )
+    notes = (duplicates_note(duplicates), ids_note(users[USER_ID], items), future_note(logs, time.time()))
     return {
         "kind": "interactions" if shown is None else "impressions",
         "mapping": {role: name for role, name in mapping.model_dump().items() if name is not None},
         "understood": logs.understood,
         "counts": counts,
         "lost": lost.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts(),
-        "notes": [
-            *filter(
-                None, (duplicates_note(duplicates), ids_note(users[USER_ID], items), future_note(logs, time.time()))
-            )
-        ],
+        "notes": [note for note in notes if note is not None],
         "has_time": TIMESTAMP in table.columns,
         "left_out": logs.left_out,
         # ids without a digit, such as POST, in a log whose other ids have one

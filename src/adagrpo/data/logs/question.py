@@ -21,7 +21,7 @@ from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.log_fields import UNITS, moment
 
-ODD = r"[^!-~]|^0\d|^\d+\.0+$"  # an id without it is spelt as `_spelling` spells it
+ODD = r"[^!-~]|^0\d|^\d+\.0+$"  # an id without it is spelt as `spellings` spells it
 INVISIBLE = r"[\u{ad}\u{200b}-\u{200d}\u{2060}\u{feff}]"  # soft hyphen, zero-width characters, byte order mark
 NUMBER = r"^0*(\d+?)(?:\.0+)?$"
 SHOWN_SPELLINGS, SHOWN_CHARACTERS = 3, 40
@@ -61,16 +61,13 @@ def spellings(ids: pl.Series) -> list[list[str]]:
     odd = ids.str.contains(ODD)
     if not odd.any():
         return []
-    table = pl.DataFrame({"id": ids.filter(odd).unique()}).with_columns(spelling=_spelling(pl.col("id")))
+    visible = pl.col("id").str.normalize("NFC").str.replace_all(INVISIBLE, "").str.replace_all(r"\s+", " ")
+    spelling = visible.str.strip_chars().str.replace(NUMBER, "${1}")
+    table = pl.DataFrame({"id": ids.filter(odd).unique()}).with_columns(spelling=spelling)
     plain = pl.DataFrame({"id": ids.filter(~odd).unique()}).with_columns(spelling="id")
     table = pl.concat([table, plain.join(table, on="spelling", how="semi")])
     groups = table.group_by("spelling").agg(pl.col("id").sort(), pl.len()).filter(pl.col("len") > 1)
     return groups.sort("len", "spelling", descending=[True, False])["id"].to_list()
-
-
-def _spelling(ids: pl.Expr) -> pl.Expr:
-    visible = ids.str.normalize("NFC").str.replace_all(INVISIBLE, "")
-    return visible.str.replace_all(r"\s+", " ").str.strip_chars().str.replace(NUMBER, "${1}")
 
 
 def unread_note(path: Path, read: Collection[str]) -> str | None:

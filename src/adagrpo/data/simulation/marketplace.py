@@ -268,7 +268,9 @@ def _visit(
         dwell = {"dwell": column.ravel()}
     buys = clicked.any(axis=1)
     current = buys | (users.bought[rows] == 0)  # before the first purchase, every visit counts as the last
-    whole = _whole(world, users, rows, taste)
+    whole = taste  # (N, D [+ C])
+    if world.satiation:  # one more part, so that utilities remain dot products
+        whole = np.concatenate([taste, -world.satiation / world.sharpness * users.tired[rows]], axis=1)
     users.last[rows[current]] = whole[current]
     users.moments.append((rows[buys], whole[buys]))
     buy(catalogue, users, rows[buys], slate[clicked])
@@ -325,16 +327,8 @@ def buy(catalogue: Catalogue, users: Users, buyers: Ints, basket: Ints) -> None:
 
 def dwell_times(world: Marketplace, logits: Floats, normal: Floats) -> Floats:  # logits (N,), normal (N,) -> (N,)
     """Return dwell times of purchases, seconds."""
-    return np.asarray(
-        world.dwell_seconds * np.exp(DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal)
-    )
-
-
-def _whole(world: Marketplace, users: Users, rows: Ints, taste: Floats) -> Floats:  # (N, D [+ C])
-    if not world.satiation:
-        return taste
-    # one more part, so that utilities remain dot products
-    return np.concatenate([taste, -world.satiation / world.sharpness * users.tired[rows]], axis=1)
+    log_seconds = DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal
+    return np.asarray(world.dwell_seconds * np.exp(log_seconds))
 
 
 def _truth(world: Marketplace, catalogue: Catalogue, users: Users) -> Truth:
@@ -344,7 +338,7 @@ def _truth(world: Marketplace, catalogue: Catalogue, users: Users) -> Truth:
     owner, position = np.nonzero(users.owned >= 0)  # by user and time, as the moments are once sorted by user
     buyers, tastes = (np.concatenate(parts) for parts in zip(*users.moments, strict=True))
     vectors = catalogue.vectors  # (V, D [+ C])
-    if world.satiation:  # one-hot categories, to match `_whole`
+    if world.satiation:  # one-hot categories, to match the tastes
         vectors = np.concatenate([vectors, np.eye(world.categories)[catalogue.category]], axis=1)
     return Truth(
         user_ids=tuple(numbered_ids("u", world.users)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -87,7 +86,7 @@ def exposures(run: RunDirectory) -> Declaration:
         how = {name: getattr(options, name) for name in ("clicks", "within_seconds", "only_sampled")}
         table, counts = impressions_of(*read_parts(parts), **how)
         table.write_parquet(work / "logs.parquet")
-        write_json(work / "summary.json", asdict(counts) | {"rows_refused": len(refused_rows(parts))})
+        write_json(work / "summary.json", counts | {"rows_refused": len(refused_rows(parts))})
 
     # parts never change, so the last one identifies all; removing older ones makes nothing stale
     last = manifest(parts[-1], REMEDY)

@@ -19,28 +19,11 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration, Read
-from adagrpo.semantic_ids import (
-    Catalog,
-    Quantization,
-    attribute_vectors,
-    audit,
-    cooccurrence_vectors,
-    import_semantic_ids,
-    language_vectors,
-    level_means,
-    mix,
-    move_to_free_codes,
-    packaged_model,
-    read_index,
-    reconstruction_error,
-    residual_kmeans,
-    resolve_collisions,
-    rq_vae,
-    sequence_groups,
-    starting_rows,
-    text_vectors,
-)
-from adagrpo.semantic_ids.language import check_model
+from adagrpo.semantic_ids.catalog import Catalog, audit, move_to_free_codes, resolve_collisions, sequence_groups
+from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, starting_rows, text_vectors
+from adagrpo.semantic_ids.language import check_model, language_vectors, packaged_model
+from adagrpo.semantic_ids.published import import_semantic_ids, read_index
+from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans, rq_vae
 from adagrpo.storage.hashes import hash_file
 from adagrpo.types import Ragged
 
