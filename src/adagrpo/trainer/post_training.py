@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -143,7 +144,7 @@ class PostTraining(ScheduledTask):
             self._micros = [Micro(batch, total, None, nothing, None) for batch in drawn_at.batches]
             return self._micros, {}
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
-        division = self.processes.division([len(part.targets) for part in drawn_at.samples])
+        rows = self.processes.rows_of([len(part.targets) for part in drawn_at.samples])
         term = self.arm.term
         needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
         groups = gated_groups(
@@ -157,7 +158,7 @@ class PostTraining(ScheduledTask):
             running_std=self.running_std,
             reference=self.starting_policy if needs_reference else None,
             true_utility=self.true_utility,
-            division=division,
+            division=partial(self.processes.divide, rows),
         )
         self.running_std = groups.running_std
         first, micros = 0, []
