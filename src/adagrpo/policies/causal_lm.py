@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adagrpo.errors import UserError
 from adagrpo.networks import Dropout
 from adagrpo.objective import nll
 from adagrpo.policies import language_model
-from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
     Vocabulary,
-    check_context_length,
-    enable_checkpointing,
+    from_model_names,
     inner_dropout,
-    under_model_names,
+    to_model_names,
 )
-from adagrpo.policies.named_tokens import named_checkpoint
+from adagrpo.policies.named_tokens import NamedTokens
+from adagrpo.policies.policy import PolicySpec
 from adagrpo.policies.shared_codes import SharedCodesPolicy
 from adagrpo.policies.shared_prefix import (
     Block,
@@ -112,12 +112,31 @@ class CausalLMPolicy(nn.Module):
         self._dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else torch.float32
         self._layers = int(model.config.get_text_config().num_hidden_layers)
         longest = len(preamble) + len(suffix) + (max_history - 1) * len(between) + (max_history + 1) * levels - 1
-        check_context_length(model, longest)
+        room = getattr(model.config, "max_position_embeddings", None) or longest
+        types = getattr(model.config, "layer_types", None)
+        if (
+            types is None or "sliding_attention" in types
+        ):  # without types a window is that of all layers
+            room = min(room, getattr(model.config, "sliding_window", None) or longest)
+        if room < longest:
+            raise UserError(
+                f"policy.lm: the model sees {room} tokens at once, a prompt and an item can take {longest}; "
+                "lower max_history, or give the configuration more positions"
+            )
         self._checkpointed = gradient_checkpointing
-        self._steady = dropout == 0 and not gradient_checkpointing and inner_dropout(model) is None
+        dropped = inner_dropout(model)
+        self._steady = dropout == 0 and not gradient_checkpointing and dropped is None
         if gradient_checkpointing:
-            enable_checkpointing(model)
-        under_model_names(self)
+            key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
+            if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+                raise UserError(f"{key}: {kind} has no layers that support it")
+            if dropped is not None:
+                raise UserError(
+                    f"{key}: not with dropout inside the body, here {dropped}; set it to 0 (policy.dropout may stay)"
+                )
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.register_state_dict_post_hook(to_model_names)
+        self.register_load_state_dict_pre_hook(from_model_names)
         self._check_packing()
 
     @property
@@ -365,7 +384,11 @@ def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
                 f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
                 "name as many"
             )
-        model, vocabulary, template = named_checkpoint(folder, options, sizes[:named], codes[:, :named], **given)
+        model = language_model.load_folder(folder, **given)
+        names = NamedTokens(folder, options.tokens, sizes[:named], codes[:, :named])
+        vocabulary = names.vocabulary(language_model.end_token(model), language_model.embedded_tokens(model))
+        around = names.pieces(options.preamble or "", options.item, options.separator, options.suffix or "")
+        template = around._asdict()
     elif options.checkpoint is not None:
         model, vocabulary = language_model.from_folder(folder, sizes, **given)
         for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
@@ -391,6 +414,3 @@ def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
         gradient_checkpointing=options.gradient_checkpointing,
     )
     return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
-
-
-KIND = PolicyKind(build)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.networks import CausalEncoder, Dropout, FeedForward, initialise, take
-from adagrpo.policies.kinds import PolicyKind, PolicySpec
+from adagrpo.policies.policy import PolicySpec
 from adagrpo.types import Histories
 
 
@@ -175,6 +175,3 @@ def build(spec: PolicySpec) -> CompactPolicy:
         dropout=options.dropout,
         seed=spec.seed,
     )
-
-
-KIND = PolicyKind(build)

@@ -39,7 +39,7 @@ from adagrpo.policies.item_head import (
     sums_by_node,
     upwards,
 )
-from adagrpo.policies.kinds import PolicyKind, PolicySpec
+from adagrpo.policies.policy import PolicySpec
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -303,6 +303,3 @@ def build(spec: PolicySpec) -> HybridPolicy:
         prefix=options.item_prefix,
         seed=spec.seed,
     )
-
-
-KIND = PolicyKind(build)

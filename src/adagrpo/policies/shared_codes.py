@@ -24,20 +24,9 @@ from adagrpo.types import Histories
 class SharedState:
     """Decoder state of the inner policy, and nodes of hypotheses."""
 
+    level: int
     causal: CausalState
     nodes: Tensor  # (B, W) int64, -1 where no item begins so
-
-    @property
-    def level(self) -> int:
-        """Number of codes written."""
-        return self.causal.level
-
-
-@dataclass(frozen=True)
-class NumberedState:
-    """State after the last code."""
-
-    level: int
 
 
 class _WritesCodes(Policy[CausalContext, CausalState], Protocol):
@@ -103,7 +92,7 @@ class SharedCodesPolicy(nn.Module):
     def start(self, context: CausalContext) -> SharedState:
         """See `Policy`."""
         nodes = torch.zeros(len(context), 1, dtype=torch.int64, device=context.prompt_lengths.device)
-        return SharedState(self.causal.start(context), nodes)
+        return SharedState(0, self.causal.start(context), nodes)
 
     def logits(self, state: SharedState) -> Tensor:
         """See `Policy`."""
@@ -111,12 +100,12 @@ class SharedCodesPolicy(nn.Module):
             return self._numbers(state.nodes)
         return self.causal.logits(state.causal)
 
-    def advance(self, state: SharedState, parents: Tensor, codes: Tensor) -> SharedState | NumberedState:
+    def advance(self, state: SharedState, parents: Tensor, codes: Tensor) -> SharedState:
         """See `Policy`."""
         if state.level == len(self.causal.level_sizes):  # complete: nothing will be read from these hypotheses
-            return NumberedState(state.level + 1)
+            return SharedState(state.level + 1, state.causal, state.nodes)
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
-        return SharedState(self.causal.advance(state.causal, parents, codes), nodes)
+        return SharedState(state.level + 1, self.causal.advance(state.causal, parents, codes), nodes)
 
     def _nodes(self, codes: Tensor) -> Tensor:  # (...) of codes (..., L), -1 where no item has them
         nodes = torch.zeros_like(codes[..., 0])

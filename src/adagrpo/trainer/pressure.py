@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.networks import autocast_dtype
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
+from adagrpo.trainer.post_training import PostTraining
 from adagrpo.trainer.processes import Processes
-from adagrpo.trainer.task import Task
 
 ANCHOR, STATED = "nll", "stated_nll"
 FILE = "pressure.json"
@@ -130,20 +130,9 @@ def solve(
     return Calibrated(pressure, weight, term / anchor, term, anchor, len(term_norms), *each)
 
 
-class Measurable(Task[Any], Protocol):
-    """A task with a reward term to calibrate."""
-
-    @property
-    def term(self) -> str:
-        """Name of the reward term in `loss`."""
-
-    def stated_anchor(self, micro: Any) -> Iterable[Tensor]:
-        """Yield summands of -(1/L) Σ log π; nothing if the policy trains on it."""
-
-
 def calibrate(
     model: nn.Module,
-    task: Measurable,  # at λ 1, before its first step; its state is restored
+    task: PostTraining,  # at λ 1, before its first step; its state is restored
     work: Path,
     *,
     pressure: float,
@@ -170,7 +159,7 @@ def calibrate(
 
 
 def _measured(
-    model: nn.Module, task: Measurable, pressure: float, steps: int, seed: int, shared_by: Processes
+    model: nn.Module, task: PostTraining, pressure: float, steps: int, seed: int, shared_by: Processes
 ) -> tuple[list[float], list[float], list[float]]:
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
     device, norms = next(model.parameters()).device, list[dict[str, float]]()
