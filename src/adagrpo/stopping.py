@@ -36,11 +36,7 @@ def exit_on_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Defer the first signal; raise a second one at once.
-
-    Yields:
-        A function that raises for a deferred signal.
-    """
+    """Defer the first signal; raise a second one at once. Yields a function that raises for a deferred signal."""
     received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:

@@ -175,7 +175,7 @@ def gated_groups(
             assert histories.users is not None, "batches say whose histories they hold"
             utilities = true_utility(histories.users, targets, rollouts.items)
             agreement = pairwise_agreement(scored.rewards.rollouts, utilities, rollouts.items).share
-        if decides.draws:
+        if "uniforms" in decides.reads:
             uniforms = torch.rand(len(targets), generator=generator).to(targets.device)
         evidence = permuted if decides.shuffled else own
         decision = gate_by_evidence(gate, evidence, options, uniforms=uniforms, agreement=agreement)

@@ -120,11 +120,6 @@ class Gate:
         return self.tests_logged_item or self.is_shadowed
 
     @property
-    def draws(self) -> bool:
-        """Whether it is random."""
-        return "uniforms" in self.reads
-
-    @property
     def reads_truth(self) -> bool:
         """Whether it needs true utilities, known only in simulation."""
         return "agreement" in self.reads
@@ -195,12 +190,10 @@ def adagrpo_gate(
 ) -> GateDecision:
     """Admit samples whose logged item the policy ranks low and the reward high, above items of other samples.
 
-    `tau=0`, `tau_reward=1` and `rho=0` each disable their test.
+    `tau=0`, `tau_reward=1` and `rho=0` each disable their test. A NaN of `above_policy` is rejected as easy, one of
+    `above_reward` or a sample without negatives as undiscriminated.
 
     Args:
-        above_policy: (B,) see `Evidence`; NaN is rejected as easy.
-        above_reward: (B,) NaN is rejected as undiscriminated.
-        negatives_above: (B, M) NaN for absent ones; a sample without negatives is undiscriminated.
         tau: the logged item must be outside the policy's top `tau` of the group's rollouts.
         tau_reward: it must be inside the reward's top `tau_reward`; `null` takes `tau`.
         rho: each item of another sample must be outside the reward's top `rho`.

@@ -114,9 +114,7 @@ class CausalLMPolicy(nn.Module):
         longest = len(preamble) + len(suffix) + (max_history - 1) * len(between) + (max_history + 1) * levels - 1
         room = getattr(model.config, "max_position_embeddings", None) or longest
         types = getattr(model.config, "layer_types", None)
-        if (
-            types is None or "sliding_attention" in types
-        ):  # without types a window is that of all layers
+        if types is None or "sliding_attention" in types:  # without types a window is that of all layers
             room = min(room, getattr(model.config, "sliding_window", None) or longest)
         if room < longest:
             raise UserError(
@@ -125,7 +123,7 @@ class CausalLMPolicy(nn.Module):
             )
         self._checkpointed = gradient_checkpointing
         dropped = inner_dropout(model)
-        self._steady = dropout == 0 and not gradient_checkpointing and dropped is None
+        self.same_in_training = dropout == 0 and not gradient_checkpointing and dropped is None
         if gradient_checkpointing:
             key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
             if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
@@ -135,14 +133,9 @@ class CausalLMPolicy(nn.Module):
                     f"{key}: not with dropout inside the body, here {dropped}; set it to 0 (policy.dropout may stay)"
                 )
             model.activation_checkpointing_enable({"use_reentrant": False})
-        self.register_state_dict_post_hook(to_model_names)
-        self.register_load_state_dict_pre_hook(from_model_names)
+        self.register_state_dict_post_hook(to_model_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(from_model_names)  # type: ignore[no-untyped-call]
         self._check_packing()
-
-    @property
-    def same_in_training(self) -> bool:
-        """See `Policy`; False under checkpointing."""
-        return self._steady
 
     @property
     def checkpoint_files(self) -> dict[str, str]:
@@ -167,7 +160,6 @@ class CausalLMPolicy(nn.Module):
         return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, prompt_lengths, whole)
 
     def frozen(self) -> CausalLMPolicy:
-        """Return the policy itself."""
         return self
 
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
@@ -179,7 +171,6 @@ class CausalLMPolicy(nn.Module):
         return nll(self._log_probs(hidden[:, :1], hidden[:, None, 1:], codes.unsqueeze(1), 1.0).squeeze(1))
 
     def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """See `Policy`."""
         samples, group, levels = codes.shape
         shared = len(self.suffix)
         layout = block(shared, group, levels - 1, codes.device)
@@ -200,7 +191,6 @@ class CausalLMPolicy(nn.Module):
         return self._log_probs(start, after, codes, temperature)
 
     def start(self, context: CausalContext) -> CausalState:
-        """See `Policy`."""
         cache, shared = self._cache(context), len(self.suffix)
         if not shared:
             hidden = states_at(self._read(context.prompts).hidden, context.rows, context.last)
@@ -211,11 +201,9 @@ class CausalLMPolicy(nn.Module):
         return CausalState(hidden[:, -1:], 0, _joined(cache, new), prompt_mask, context.prompt_lengths + shared, ())
 
     def logits(self, state: CausalState) -> Tensor:
-        """See `Policy`."""
         return self._level_logits(state.hidden, state.level)
 
     def advance(self, state: CausalState, parents: Tensor, codes: Tensor) -> CausalState:
-        """See `Policy`."""
         level = state.level + 1
         if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these hypotheses
             return CausalState(state.hidden[:, :0], level, state.prompt, state.prompt_mask, state.prompt_lengths, ())
@@ -295,7 +283,7 @@ class CausalLMPolicy(nn.Module):
             return None
         length = prompts.tokens.shape[1]
         real = torch.arange(length, device=targets.device) < prompts.lengths.unsqueeze(1)
-        kept = self._steady and torch.equal(tokens[:, :length][real], prompts.tokens[real])
+        kept = self.same_in_training and torch.equal(tokens[:, :length][real], prompts.tokens[real])
         hidden, cache = self._body(tokens[:, :-1], None, None, [[] for _ in range(self._layers)] if kept else None)
         if kept:  # later scoring reuses these prompts
             prompts.read = Read(hidden[:, :length], tuple((k[:, :, :length], v[:, :, :length]) for k, v in cache))

@@ -116,6 +116,7 @@ class Task(Protocol[MicroT]):
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Restore `state`."""
+        return
 
 
 @dataclass(frozen=True)
