@@ -30,7 +30,13 @@ def terminable() -> Iterator[None]:
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
     """Exit with one line and status 130 on SIGINT."""
-    with _handled({signal.SIGINT: _leave}):
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write("adagrpo: interrupted; the same command continues\n")
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+    with _handled({signal.SIGINT: leave}):
         yield
 
 
@@ -67,9 +73,3 @@ def _handled(handlers: dict[signal.Signals, Callable[[int, FrameType | None], No
 
 def _raise(number: int) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.stderr.write("adagrpo: interrupted; the same command continues\n")
-    sys.stderr.flush()
-    os._exit(128 + number)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes
+from adagrpo.objective.advantages import check_shapes
 from adagrpo.types import Share
 
 
@@ -209,9 +209,8 @@ def adagrpo_gate(
         above_policy=(above_policy, "B"),
         above_reward=(above_reward, "B"),
         negatives_above=(negatives_above, "BM"),
-        degenerate=(degenerate, "B"),
+        degenerate=(degenerate, "B?"),
     )
-    check_masks(degenerate=degenerate)
     within = tau if tau_reward is None else tau_reward
     absent = negatives_above.isnan()
     far = negatives_above >= rho if rho_from == "top" else negatives_above <= 1 - rho
@@ -238,15 +237,13 @@ def shuffled_gate(shadow: GateDecision) -> GateDecision:
 
 def all_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     """Admit everything, which is the mixture."""
-    check_shapes(degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(degenerate=(degenerate, "B?"))
     return by_control(~degenerate, degenerate)
 
 
 def none_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     """Admit nothing, which is continued NLL."""
-    check_shapes(degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(degenerate=(degenerate, "B?"))
     return by_control(torch.zeros_like(degenerate), degenerate)
 
 
@@ -274,8 +271,7 @@ def variance_gate(shadow: GateDecision, degenerate: Tensor, reward_std: Tensor) 
 
 def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> None:
     named = {name: (values, "B") for name, values in keys.items()}
-    check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), **named)
-    check_masks(shadow=shadow.admitted, degenerate=degenerate)
+    check_shapes(shadow=(shadow.admitted, "B?"), degenerate=(degenerate, "B?"), **named)
 
 
 GATES: dict[str, Gate] = {
