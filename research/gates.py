@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes
+from adagrpo.objective.advantages import check_shapes
 from adagrpo.objective.gates import Gate, GateDecision, by_control, by_first_cause, register, smallest
 from adagrpo.types import Share
 
@@ -45,8 +45,7 @@ def rollout_miss_gate(
         >>> decision.admitted, decision.easy
         (tensor([ True, False, False]), tensor([False,  True, False]))
     """
-    check_shapes(miss=(miss, "B"), q=(q, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(miss=(miss, "B"), q=(q, "B"), degenerate=(degenerate, "B?"))
     return by_first_cause(degenerate, hard=miss >= miss_min, discriminated=q >= q_min)
 
 
@@ -67,8 +66,7 @@ def bernoulli_gate(
         >>> bernoulli_gate(quiet, torch.tensor([0.7, 0.2, 0.5]), admission_rate=0.5).admitted
         tensor([False,  True, False])
     """
-    check_shapes(degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(degenerate=(degenerate, "B?"), uniforms=(uniforms, "B"))
     return by_control(~degenerate & (uniforms < admission_rate), degenerate)
 
 
@@ -88,8 +86,7 @@ def inverted_gate(
         >>> inverted_gate(shadow, quiet, torch.tensor([0.1, 0.4, 0.3])).admitted
         tensor([False, False,  True])
     """
-    check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
-    check_masks(shadow=shadow.admitted, degenerate=degenerate)
+    check_shapes(shadow=(shadow.admitted, "B?"), degenerate=(degenerate, "B?"), uniforms=(uniforms, "B"))
     return by_control(smallest(~degenerate & ~shadow.admitted, shadow.admitted.sum(), uniforms), degenerate)
 
 
@@ -108,8 +105,7 @@ def oracle_gate(
         >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), oracle_agreement=0.7).admitted
         tensor([ True, False])
     """
-    check_shapes(agreement=(agreement, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(agreement=(agreement, "B"), degenerate=(degenerate, "B?"))
     return by_control(~degenerate & (agreement >= oracle_agreement), degenerate)
 
 

@@ -91,9 +91,7 @@ class Client:
     ) -> None:
         """Connect with the first request.
 
-        Args:
-            timeout: seconds to connect, and between two reads of an answer, for each attempt.
-            retries: attempts after the first.
+        `timeout` is of each attempt: seconds to connect, and between two reads of an answer. `retries` come after it.
         """
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         again = urllib3.Retry(
@@ -113,10 +111,8 @@ class Client:
     def recommend(self, history: Sequence[ItemId], **query: Unpack[Query]) -> RecommendAnswer:
         """Return the list for a history of item ids, oldest first.
 
-        Raises:
-            BadRequest: a field is not what it should be; nothing was sent.
-            Refused: by the service, with its reason.
-            ServiceError: no answer came, or none of the service.
+        BadRequest if a field is not what it should be, before anything is sent; Refused by the service, with its
+        reason; ServiceError if no answer came, or none of the service.
         """
         return self.recommend_all([validated(RecommendBody, {"history": list(history), **query})])[0]
 

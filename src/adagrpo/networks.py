@@ -114,20 +114,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return attended
 
 
-def _attend_at(
-    query: Tensor,  # (B, heads, 1, D / heads) of the positions `ends`
-    key: Tensor,  # (B, heads, T, D / heads)
-    value: Tensor,
-    ends: Tensor,  # (B,)
-    bias: Tensor,  # (heads, T, T)
-) -> Tensor:  # (B, heads, 1, D / heads)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias[:, ends].transpose(0, 1).unsqueeze(2)
-    later = torch.arange(key.shape[2], device=ends.device) > ends.unsqueeze(1)
-    masked = scores.masked_fill(later[:, None, None], -torch.inf)
-    attended: Tensor = masked.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
-    return attended
-
-
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float, distances: int) -> None:
         super().__init__()
@@ -149,7 +135,10 @@ class _Block(nn.Module):
             attended = _attend(query, key, value, bias)
         else:
             rows = torch.arange(batch, device=inputs.device)
-            attended = _attend_at(query[rows, :, ends].unsqueeze(2), key, value, ends, bias)
+            scaled = query[rows, :, ends].unsqueeze(2) * query.shape[-1] ** -0.5  # (B, heads, 1, D / heads)
+            scores = scaled @ key.transpose(-1, -2) + bias[:, ends].transpose(0, 1).unsqueeze(2)
+            masked = scores.masked_fill((positions > ends.unsqueeze(1))[:, None, None], -torch.inf)
+            attended = masked.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
             inputs = inputs[rows, ends].unsqueeze(1)
         inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(inputs.shape)))
         output: Tensor = inputs + self.feed_forward(inputs)
@@ -220,7 +209,12 @@ def sampled_softmax_loss(
     negatives: Tensor,  # (M,) int64; repeated ones count repeatedly
 ) -> Tensor:  # (N,)
     """Return cross-entropies in float32 nats; 0 if every negative is the target."""
-    rows, columns = _hits(targets, negatives)
+    ordered, order = negatives.sort()
+    first = torch.searchsorted(ordered, targets)
+    counts = torch.searchsorted(ordered, targets, right=True) - first
+    rows = torch.repeat_interleave(counts)  # with `columns`: all (n, m) for which negative m is target n
+    index = torch.arange(len(rows), device=targets.device) - (counts.cumsum(0) - counts)[rows] + first[rows]
+    columns = order[index]
     log_sum_exp: Any = _LogSumExp.apply  # typed in some versions of torch and not in others
     others: Tensor = log_sum_exp(states, vectors, bias, rows, columns)
     return functional.softplus(others - positive.float())
@@ -258,13 +252,3 @@ class _LogSumExp(torch.autograd.Function):
         weighted = torch.cat([states * weights, weights], dim=1).to(shares.dtype)
         of_others = (shares.T @ weighted).to(gradient.dtype)  # (M, D + 1)
         return of_states, of_others[:, :-1], of_others[:, -1], None, None
-
-
-def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:  # all (n, m) for which negative m is target n
-    ordered, order = negatives.sort()
-    first = torch.searchsorted(ordered, targets)
-    counts = torch.searchsorted(ordered, targets, right=True) - first
-    rows = torch.repeat_interleave(counts)
-    before = counts.cumsum(0) - counts
-    index = torch.arange(len(rows), device=targets.device) - before[rows] + first[rows]
-    return rows, order[index]

@@ -234,7 +234,7 @@ def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
     )
 
 
-def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
+def summarise(log: Drawn) -> list[Row]:
     """Estimate by every method on drawn lists of two users or more, and add what was served.
 
     The first item is weighted by its own probability ratio, a list by its own and by the cascade. The model of DR is
@@ -246,25 +246,21 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
     first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users
     same = np.ones(len(first))
     predicted, expected = _model(log)
-    rows = [Row("first item", "as served", ips(first, same, users=users, level=level), None, None)]
-    made = {
-        "IPS": ips(first, weights[0], users=users, level=level),
-        "SNIPS": snips(first, weights[0], users=users, level=level) if weights[0].any() else None,
-        "DR": doubly_robust(first, weights[0], predicted, expected, users=users, level=level),
-    }
-    rows += [_row("first item", name, found, one) for name, found in made.items()]
-    rows += [Row("list", "as served", ips(total, same, users=users, level=level), None, None)]
-    steps = np.exp((log.target - log.logged).cumsum(1)).mean(0)
-    arguments = (log.clicks, log.target, log.logged)
-    rows += [
-        _row("list", "IPS", ips(total, weights[1], users=users, level=level), whole),
-        _row("list", "cascade", cascade(*arguments, users=users, level=level) if steps.all() else None, whole),
+    seen_down = np.exp((log.target - log.logged).cumsum(1)).mean(0).all()  # the target shows lists of every length
+    found = (
+        ("first item", "as served", ips(first, same, users=users), None),
+        ("first item", "IPS", ips(first, weights[0], users=users), one),
+        ("first item", "SNIPS", snips(first, weights[0], users=users) if weights[0].any() else None, one),
+        ("first item", "DR", doubly_robust(first, weights[0], predicted, expected, users=users), one),
+        ("list", "as served", ips(total, same, users=users), None),
+        ("list", "IPS", ips(total, weights[1], users=users), whole),
+        ("list", "cascade", cascade(log.clicks, log.target, log.logged, users=users) if seen_down else None, whole),
+    )
+    refused = [None if seen is None else seen.problem for *_, seen in found]
+    return [
+        Row(of, name, None if problem else made, seen, problem)
+        for (of, name, made, seen), problem in zip(found, refused, strict=True)
     ]
-    return rows
-
-
-def _row(of: str, name: str, found: Estimate | None, seen: Overlap) -> Row:
-    return Row(of, name, None if seen.problem else found, seen, seen.problem)
 
 
 def _model(log: Drawn) -> tuple[Floats, Floats]:

@@ -30,17 +30,19 @@ def terminable() -> Iterator[None]:
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
     """Exit with one line and status 130 on SIGINT."""
-    with _handled({signal.SIGINT: _leave}):
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write("adagrpo: interrupted; the same command continues\n")
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+    with _handled({signal.SIGINT: leave}):
         yield
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Defer the first signal; raise a second one at once.
-
-    Yields:
-        A function that raises for a deferred signal.
-    """
+    """Defer the first signal; raise a second one at once. Yields a function that raises for a deferred signal."""
     received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -71,9 +73,3 @@ def _handled(handlers: dict[signal.Signals, Callable[[int, FrameType | None], No
 
 def _raise(number: int) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.stderr.write("adagrpo: interrupted; the same command continues\n")
-    sys.stderr.flush()
-    os._exit(128 + number)

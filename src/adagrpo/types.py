@@ -32,11 +32,8 @@ class Ragged:
     days: NDArray[np.float64] | None = field(default=None, kw_only=True)  # (total,) time in days, if known
 
     @staticmethod
-    def of(
-        values: NDArray[np.int32],  # (Σ lengths,)
-        lengths: NDArray[np.int64],  # (N,)
-    ) -> Ragged:
-        """Build from concatenated rows and their lengths."""
+    def of(values: NDArray[np.int32], lengths: NDArray[np.int64]) -> Ragged:
+        """Build from concatenated rows (Σ lengths,) and their lengths (N,)."""
         return Ragged(values, np.append(0, lengths.cumsum()).astype(np.int64))
 
     def __len__(self) -> int:
@@ -61,12 +58,8 @@ class Ragged:
         days = None if self.days is None else self.days[where]
         return Ragged(made.values, made.offsets, baskets=self.baskets[where], days=days)
 
-    def parts(
-        self,
-        starts: NDArray[np.int64],  # (B,) indices into the values
-        lengths: NDArray[np.int64],  # (B,)
-    ) -> NDArray[np.int32]:  # (Σ lengths,)
-        """Concatenate slices of the values.
+    def parts(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Concatenate slices of the values, from starts (B,) and of lengths (B,), to (Σ lengths,).
 
         >>> Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 4])).parts(np.array([2, 0]), np.array([2, 1]))
         array([7, 8, 5], dtype=int32)
@@ -198,11 +191,7 @@ class Histories(NamedTuple):
         return Histories(self.items[kept], self.lengths[kept], users, older, past, asking)
 
     def user_rows(self, known: Mapping[str, int]) -> NDArray[np.int64]:  # (B,)
-        """Return whose histories they are, as rows of users.parquet; -1 where unknown.
-
-        Args:
-            known: rows by id as text.
-        """
+        """Return whose histories they are, as rows of users.parquet, `known` by id as text; -1 where unknown."""
         if self.asking is not None:
             rows = self.asking.users if self.asking.rows else [known.get(str(user), -1) for user in self.asking.users]
             return np.asarray([-1 if row is None else row for row in rows], np.int64)

@@ -149,17 +149,6 @@ def test_inject_into_a_group_of_one():
     assert injected.log_probs.tolist() == [[[-1.0, -2.0]]]
 
 
-def test_inject_says_what_is_wrong():
-    rollouts = Rollouts(torch.zeros(1, 1, 2, dtype=torch.int64), torch.tensor([[-1]]), torch.zeros(1, 1, 2))
-    target, codes, log_probs = torch.tensor([4]), torch.tensor([[2, 1]]), torch.zeros(1, 2)
-    with pytest.raises(ValueError, match=r"targets must be \(1,\)"):
-        inject_target(rollouts, target[None], codes, log_probs)
-    with pytest.raises(ValueError, match=r"target_codes must be \(1, 2\), got \(1, 1\)"):
-        inject_target(rollouts, target, codes[:, :1], log_probs)
-    with pytest.raises(ValueError, match=r"target_log_probs must be \(1, 2\)"):
-        inject_target(rollouts, target, codes, log_probs[0])
-
-
 def test_a_logged_item_of_the_history_is_taught_where_it_is_injected() -> None:
     catalog = Catalog.from_codes(CODES, SIZES)
     policy = CompactPolicy(CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=8, dropout=0.0).eval()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.draw import draw_groups, undivided
 from adagrpo.groups.gated import GatedGroups, gate_by_evidence, gated_groups, gather_evidence, summary
 from adagrpo.groups.score import score_groups
 from adagrpo.policies import CompactPolicy
@@ -44,7 +44,7 @@ class World:
         running_std: float = 0.0,
         seed: int = 0,
         reward: Any = None,
-        division: Any = None,
+        division: Any = undivided,
         reference: bool = False,
         **options: Any,
     ) -> GatedGroups:
@@ -217,11 +217,12 @@ class InParts:
 
     parts = (torch.tensor([0, 3, 4, 9]), torch.tensor([1, 2, 5, 6, 7, 8, 10, 11]))
 
-    def complete_(self, wholes: Any, compute: Any) -> None:
+    def __call__(self, wholes: Any, compute: Any) -> Any:
         for rows in self.parts:
             for whole, part in zip(wholes, compute(rows), strict=True):
                 assert len(part) == len(rows)
                 whole[rows] = part
+        return wholes
 
 
 class Counting(LastTimesItem):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes, degenerate_groups, group_advantages
+from adagrpo.objective.advantages import check_shapes, degenerate_groups, group_advantages
 
 NAN = float("nan")
 INF = float("inf")
@@ -140,4 +140,4 @@ def test_checks() -> None:
     with pytest.raises(ValueError, match=r"^a: shape \(2,\) does not fit"):
         check_shapes(a=(torch.zeros(2), "BG"))
     with pytest.raises(ValueError, match=r"^b: a mask must be torch\.bool, found torch\.int64"):
-        check_masks(a=torch.ones(1, dtype=torch.bool), b=torch.ones(1, dtype=torch.int64))
+        check_shapes(a=(torch.ones(1, dtype=torch.bool), "B?"), b=(torch.ones(1, dtype=torch.int64), "B?"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adagrpo.objective import nll
 from adagrpo.objective.diagnostics import (
     discriminability,
     first_occurrence,
@@ -13,7 +14,6 @@ from adagrpo.objective.diagnostics import (
     rollout_entropy,
     rollout_miss,
     share_above,
-    target_nll,
 )
 
 NAN = float("nan")
@@ -71,7 +71,7 @@ def test_shares_equal_the_decimal_they_are_compared_with() -> None:
 
 
 def test_nll_and_entropy() -> None:
-    torch.testing.assert_close(target_nll(torch.tensor([[-1.0, -3.0], [0.0, -8.0]])), torch.tensor([2.0, 4.0]))
+    torch.testing.assert_close(nll(torch.tensor([[-1.0, -3.0], [0.0, -8.0]])), torch.tensor([2.0, 4.0]))
     log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -6.0]], [[0.0, 0.0], [0.0, 0.0]]])
     torch.testing.assert_close(rollout_entropy(log_probs), torch.tensor([3.0, 0.0]))
 
@@ -178,8 +178,6 @@ def test_wrong_arguments_are_named() -> None:
         )
     with pytest.raises(ValueError, match=r"^log_probs: "):
         rollout_entropy(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"^target_log_probs: "):
-        target_nll(torch.zeros(2))
     with pytest.raises(ValueError, match=r"^items: "):
         first_occurrence(torch.zeros(2).long())
 

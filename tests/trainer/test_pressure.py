@@ -23,7 +23,7 @@ from adagrpo.trainer.processes import Processes
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adagrpo.trainer.pressure.autocast_dtype", lambda device: None)
+    monkeypatch.setattr("adagrpo.networks.autocast_dtype", lambda device: None)
 
 
 class Two(nn.Module):

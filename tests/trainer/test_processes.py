@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adagrpo.errors import NotFinite, ServiceError, UserError
-from adagrpo.trainer.processes import LostProcess, Processes, RowShare, processes
+from adagrpo.trainer.processes import LostProcess, Processes, processes
 
 
 def test_one_process_alone_does_everything():
@@ -38,9 +38,6 @@ class Told(Processes):
     def gather(self, value):
         self.told.append(value)
         return [value, self.other] if self.rank == 0 else [self.other, value]
-
-    def merge_(self, wholes):
-        self.merged = [whole.clone() for whole in wholes]
 
 
 @pytest.mark.parametrize(
@@ -79,18 +76,20 @@ def test_of_two_errors_both_raise_the_first_process_s():
 
 
 def test_rows_are_those_of_a_process_s_micro_batches():
-    assert Processes().division([2, 3]) is None
-    shares = [Processes(rank, 2).division([2, 0, 3, 1]).rows.tolist() for rank in range(2)]
+    assert Processes().rows_of([2, 3]).tolist() == [0, 1, 2, 3, 4]
+    shares = [Processes(rank, 2).rows_of([2, 0, 3, 1]).tolist() for rank in range(2)]
     assert shares == [[0, 1, 2, 3, 4], [5]]
-    assert Processes(2, 3).division([2, 3]).rows.tolist() == []
+    assert Processes(2, 3).rows_of([2, 3]).tolist() == []
 
 
-def test_a_share_fills_its_own_rows_and_computes_nothing_without_any():
-    together, whole = Told(None), torch.zeros(3, 2)
-    RowShare(together, torch.tensor([0, 2])).complete_([whole], lambda rows: [rows.unsqueeze(1).float() + 1])
-    assert whole.tolist() == [[1, 1], [0, 0], [3, 3]] and together.merged[0].equal(whole)
-    RowShare(together, torch.tensor([], dtype=torch.int64)).complete_([torch.zeros(1)], lambda rows: 1 / 0)
-    assert together.merged[0].tolist() == [0]
+def test_a_share_fills_its_own_rows_and_computes_nothing_without_any(monkeypatch):
+    together, whole, merged = Told(None), torch.zeros(3, 2), []
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: merged.append(tensor.clone()))
+    assert together.divide(torch.tensor([0, 2]), [whole], lambda rows: [rows.unsqueeze(1).float() + 1]) == [whole]
+    assert whole.tolist() == [[1, 1], [0, 0], [3, 3]] and merged[0].equal(whole)
+    together.divide(torch.tensor([], dtype=torch.int64), [torch.zeros(1)], lambda rows: 1 / 0)
+    assert merged[1].tolist() == [0]
+    assert Processes().divide(torch.tensor([0, 2]), [whole], lambda rows: [rows]) == [None], "alone it has all rows"
 
 
 def test_what_others_do_not_answer_is_one_line(monkeypatch):
@@ -100,7 +99,13 @@ def test_what_others_do_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_gather", gone)
     monkeypatch.setattr("torch.distributed.all_reduce", gone)
     both = Processes(0, 2)
-    for call in (lambda: both.gather(1), lambda: both.sum_([torch.ones(1)]), lambda: both.merge_([torch.ones(1)])):
+
+    def divided(processes):
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "agree", lambda compute: compute())
+            processes.divide(torch.tensor([0]), [torch.ones(1)], lambda rows: [torch.ones(1)])
+
+    for call in (lambda: both.gather(1), lambda: both.sum_([torch.ones(1)]), lambda: divided(both)):
         with pytest.raises(LostProcess, match="another process of this fit has ended; the same command continues"):
             call()
     both.part()  # at the end it may be gone

@@ -35,13 +35,12 @@ from adagrpo.diagnosis.orders import (
     target_ranks,
     thirds,
 )
-from adagrpo.diagnosis.verdict import judge, sentences
+from adagrpo.diagnosis.verdict import LEVEL, judge, sentences
 from adagrpo.evaluation.reranking import WEIGHTS, case_weights
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 from adagrpo.types import Floats, Ints
 
 RESAMPLES = 2000
-LEVEL = 0.05
 QUANTILES = (0.25, 0.5, 0.75)
 DRAWS = 5  # of a shuffled reward
 
@@ -86,7 +85,7 @@ def diagnose(
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     width, shown = lists.items.shape[1], observed.counts[lists.targets]
     weights = None if observed.exposures is None else case_weights(shown, exposure_power)
-    judged = judge(lists, observed.history_lengths, shown, case_weights=weights, seed=seed, level=LEVEL)
+    judged = judge(lists, observed.history_lengths, shown, case_weights=weights, seed=seed)
     verdict, in_beam = judged.verdict, judged.ranks["policy"] > 0
     mix = cross_fitted_mix(lists, np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0)
     means = {name: metrics.measure(metrics.RankedLists(ranks, width)) for name, ranks in judged.ranks.items()}

@@ -78,8 +78,6 @@ def mixed_keys(lists: Lists, weight: float, within_list_std: float) -> Floats:
 
 def cross_fitted_mix(lists: Lists, half: NDArray[np.bool_]) -> Mix:  # half (N,)
     """Choose each half's weight by NDCG@10 on the other; ties: the smallest."""
-    if half.shape != lists.targets.shape or half.dtype != np.bool_:
-        raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
     std = within_list_std(lists.items, lists.rewards)
     gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, std)), 10) for w in WEIGHTS])
     chosen = [WEIGHTS[int(gains[:, part].sum(axis=1).argmax())] for part in (half, ~half)]

@@ -36,7 +36,7 @@ from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, exp
 from adagrpo.evaluation.statistics import Interval, holm
 from adagrpo.types import Floats, Ints
 
-STRONG = 0.001
+LEVEL, STRONG = 0.05, 0.001
 ALL_CASES = "all cases"
 WORTH_HAVING = 0.01  # of the policy's NDCG@10, a convention: a gain below it is none
 
@@ -75,20 +75,20 @@ class Judgement(NamedTuple):
     reached: bool  # False: no gain is shown, and the cases are too few to rule out one that is worth having
 
 
-def strength_of(mean: float, p_value: float, *, level: float = 0.05) -> Strength:
+def strength_of(mean: float, p_value: float) -> Strength:
     """Return a word for the evidence of a mean above 0, by its two-sided, adjusted p-value."""
-    if p_value > level or mean == 0:
+    if p_value > LEVEL or mean == 0:
         return "none"
     if mean < 0:
         return "against"
     return "strong" if p_value <= STRONG else "some"
 
 
-def decide(cells: Sequence[CellTest], orders: Interval, *, level: float = 0.05) -> Verdict:
+def decide(cells: Sequence[CellTest], orders: Interval) -> Verdict:
     """Apply the module's rule to cells, all cases first; none may be by the logged item."""
     raw = [test.difference.p_value for test in cells]
     cell_p = tuple(min(1.0, 2 * p) for p in (*raw[:1], *holm(raw[1:])))
-    strengths = [strength_of(test.difference.mean, p, level=level) for test, p in zip(cells, cell_p, strict=True)]
+    strengths = [strength_of(test.difference.mean, p) for test, p in zip(cells, cell_p, strict=True)]
     where = tuple(test.name for test, word in zip(cells, strengths, strict=True) if word in ("some", "strong"))
     inverted = orders.mean < 0 and orders.p_value <= STRONG
     if where:
@@ -106,7 +106,6 @@ def judge(
     *,
     case_weights: Floats | None = None,  # for the choice of the advised weight; None: equal
     seed: int,  # of the halvings
-    level: float = 0.05,
 ) -> Judgement:
     """Judge whether re-ranking by a reward helps, and whether its sign is right."""
     ranks = {"policy": target_ranks(lists, lists.log_probs), "ranker": target_ranks(lists, lists.rewards)}
@@ -124,7 +123,7 @@ def judge(
     target = lists.items == lists.targets[:, None]
     below = share_below(lists.rewards, target, lists.usable & ~target)
     in_order = bounded_interval(below[~np.isnan(below)] - 0.5)
-    verdict = decide(tests, in_order, level=level)
+    verdict = decide(tests, in_order)
 
     adds = tests[0].difference
     leads, as_logged = bounded_interval(lead, exposure_weights(shown)), bounded_interval(lead)
@@ -132,7 +131,7 @@ def judge(
     evidence = {}
     for name, interval in found.items():
         p = verdict.cell_p[0] if name == "adds" else interval.p_value
-        strength = strength_of(interval.mean, p, level=level)
+        strength = strength_of(interval.mean, p)
         evidence[name] = interval._asdict() | {"adjusted_p": p, "strength": strength}
     too_little = adds.high <= WORTH_HAVING * orders["policy"]["ndcg@10"].mean()
     worse = verdict.inverted or evidence["leads_as_logged"]["strength"] == "against"

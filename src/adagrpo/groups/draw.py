@@ -12,7 +12,7 @@ scores some rows, and all end up with every row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,28 +24,14 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
 
-
-class Division(Protocol):
-    """Assigns the rows of a step to processes."""
-
-    def complete_(self, wholes: Sequence[Tensor], compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        """Fill tensors of a step's rows, zeros before, with the results of all processes.
-
-        `compute` returns the parts at the given rows, at least one; its exceptions are raised in all processes.
-        """
+Compute = Callable[[Tensor | None], Sequence[Tensor]]  # the parts of tensors at the given rows of a step; None: all
+# returns whole tensors, from zeros of their shapes and dtypes that processes fill, each at its own rows
+Division = Callable[[Sequence[Tensor], Compute], Sequence[Tensor]]
 
 
-def by_rows(
-    division: Division | None, wholes: Sequence[Tensor], compute: Callable[[Tensor | None], Sequence[Tensor]]
-) -> Sequence[Tensor]:
-    """Compute a function for a step's rows, each process its own; None where one process has all.
-
-    `wholes` are zeros with the shapes and dtypes of the result.
-    """
-    if division is None:
-        return compute(None)
-    division.complete_(wholes, compute)
-    return wholes
+def undivided(wholes: Sequence[Tensor], compute: Compute) -> Sequence[Tensor]:
+    """Compute all rows in one process."""
+    return compute(None)
 
 
 class DrawnGroups(NamedTuple):
@@ -68,7 +54,7 @@ def draw_groups(
     generator: torch.Generator,
     *,
     score_targets: bool = False,
-    division: Division | None = None,
+    division: Division = undivided,
 ) -> DrawnGroups:
     """Draw one group per sample; each history is encoded once.
 
@@ -81,9 +67,7 @@ def draw_groups(
         gone = int(targets[~catalog.listed[targets]][0])
         raise ValueError(f"targets hold item {gone}, which is delisted: no constrained sample is it; leave it out")
     shape = len(targets), options.num_generations, catalog.num_levels
-    uniforms = None
-    if options.rollout == "sample":
-        uniforms = torch.rand(shape, generator=generator).to(targets.device)
+    uniforms = None if options.rollout == "beam" else torch.rand(shape, generator=generator).to(targets.device)
 
     def compute(rows: Tensor | None) -> list[Tensor]:
         own = histories if rows is None else histories.rows(rows)
@@ -96,35 +80,28 @@ def draw_groups(
                 policy,
                 context,
                 catalog.trie,
-                _at(uniforms, rows),
+                uniforms if rows is None else uniforms[rows],
                 temperature=options.temperature,
                 constrained=options.constrained,
             )
         if options.exclude_history:
             excluded = own.holds(drawn.items)
             if options.inject_target:  # the logged item stays, even if it is in the history
-                excluded &= drawn.items != _at(targets, rows).unsqueeze(1)
+                excluded &= drawn.items != (targets if rows is None else targets[rows]).unsqueeze(1)
             drawn = drawn._replace(items=drawn.items.masked_fill(excluded, -1))
-        own_codes = _at(codes, rows)
-        if not scores or own_codes is None:
+        if not scores or codes is None:
             return [*drawn]
-        return [*drawn, score_codes(policy, context, own_codes.unsqueeze(1), catalog, options).squeeze(1)]
+        own_codes = (codes if rows is None else codes[rows]).unsqueeze(1)
+        return [*drawn, score_codes(policy, context, own_codes, catalog, options).squeeze(1)]
 
     wholes = [targets.new_zeros(shape), targets.new_zeros(shape[:2])]
     wholes += [torch.zeros(one, device=targets.device) for one in (shape, (shape[0], shape[2]))[: 1 + scores]]
-    whole = by_rows(division, wholes, compute)
+    whole = division(wholes, compute)
     sampled, log_probs = Rollouts(*whole[:3]), whole[3] if scores else None
     rollouts = sampled
     if options.inject_target and codes is not None and log_probs is not None:
         rollouts = inject_target(sampled, targets, codes, log_probs)
     return DrawnGroups(histories, targets, sampled, rollouts, codes, log_probs)
-
-
-MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
-
-
-def _at(values: MaybeTensor, rows: Tensor | None) -> MaybeTensor:
-    return values if values is None or rows is None else values[rows]
 
 
 def score_codes(
@@ -184,12 +161,7 @@ def inject_target(
     target_log_probs: Tensor,  # (B, L) under the distribution that the rollouts were drawn from
 ) -> Rollouts:
     """Put the logged item in the last rollout of groups that lack it."""
-    samples, group, levels = rollouts.codes.shape
-    if targets.shape != (samples,):
-        raise ValueError(f"targets must be ({samples},), got {tuple(targets.shape)}")
-    for name, value in (("target_codes", target_codes), ("target_log_probs", target_log_probs)):
-        if value.shape != (samples, levels):
-            raise ValueError(f"{name} must be ({samples}, {levels}), got {tuple(value.shape)}")
+    group = rollouts.items.shape[1]
     missing = (rollouts.items != targets.unsqueeze(1)).all(1)  # (B,)
     last = torch.arange(group, device=targets.device) == group - 1  # (G,)
     replaced = missing.unsqueeze(1) & last  # (B, G)

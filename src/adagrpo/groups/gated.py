@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.draw import Division, by_rows, draw_groups, score_codes
+from adagrpo.groups.draw import Division, draw_groups, score_codes, undivided
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 from adagrpo.objective import (
     GATES,
@@ -81,32 +81,6 @@ def update_running_std(before: float, rewards: Tensor) -> float:
 
 # (B,) users, (B,) logged items, (B, N) items -> (B, N) utilities just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def apply_gate(
-    name: str,
-    groups: ScoredGroups,
-    own: Evidence,
-    permuted: Evidence,
-    options: ObjectiveConfig,
-    generator: torch.Generator,
-    *,
-    true_utility: TrueUtility | None = None,
-) -> GateDecision:
-    """Return a gate's decision on evidence by actual rewards (`own`) or shuffled ones (`permuted`)."""
-    gate = GATES[name]
-    if groups.target_codes is None and gate.reads_logged_item:
-        return all_gate(own.degenerate)
-    agreement = uniforms = None
-    if gate.reads_truth and true_utility is not None:
-        assert groups.histories.users is not None, "batches say whose histories they hold"
-        items = groups.rollouts.items
-        utilities = true_utility(groups.histories.users, groups.targets, items)
-        agreement = pairwise_agreement(groups.rewards.rollouts, utilities, items).share
-    if gate.draws:
-        uniforms = torch.rand(len(own.degenerate), generator=generator).to(own.degenerate.device)
-    evidence = permuted if gate.shuffled else own
-    return gate_by_evidence(name, evidence, options, uniforms=uniforms, agreement=agreement)
 
 
 def gate_by_evidence(
@@ -175,7 +149,7 @@ def gated_groups(
     running_std: float,
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
-    division: Division | None = None,
+    division: Division = undivided,
 ) -> GatedGroups:
     """Draw and score one group per sample, and let the gate decide; `shuffled` trains on shuffled rewards.
 
@@ -193,7 +167,18 @@ def gated_groups(
         gather_evidence(scored, values, options, running_std=torch.tensor(running_std, device=targets.device))
         for values in (scored.rewards, scored.shuffled_rewards)
     )
-    decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
+    if decides.reads_logged_item and not logged:
+        decision = all_gate(own.degenerate)
+    else:
+        agreement = uniforms = None
+        if decides.reads_truth and true_utility is not None:
+            assert histories.users is not None, "batches say whose histories they hold"
+            utilities = true_utility(histories.users, targets, rollouts.items)
+            agreement = pairwise_agreement(scored.rewards.rollouts, utilities, rollouts.items).share
+        if "uniforms" in decides.reads:
+            uniforms = torch.rand(len(targets), generator=generator).to(targets.device)
+        evidence = permuted if decides.shuffled else own
+        decision = gate_by_evidence(gate, evidence, options, uniforms=uniforms, agreement=agreement)
     rewards = (scored.shuffled_rewards if decides.shuffled else scored.rewards).rollouts
     before = None
     if reference is not None:
@@ -203,7 +188,7 @@ def gated_groups(
             own_histories, own_codes = (histories, codes) if rows is None else (histories.rows(rows), codes[rows])
             return [score_codes(scorer, scorer.encode(own_histories), own_codes, catalog, options)]
 
-        before = by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
+        (before,) = division([torch.zeros(codes.shape, device=codes.device)], compute)
     return GatedGroups(
         scored,
         own,

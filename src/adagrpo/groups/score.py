@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.groups.draw import Division, DrawnGroups, by_rows
+from adagrpo.groups.draw import Division, DrawnGroups, undivided
 from adagrpo.objective.gates import NegativeSource
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Histories, Rollouts
@@ -27,10 +27,6 @@ def in_batch_negatives(
     count: int,
 ) -> Tensor:  # (B, M) int64, -1 where too few are eligible
     """Draw `M` negatives per sample uniformly, without replacement, from the batch's distinct targets."""
-    samples = len(targets)
-    if uniforms.shape != (samples, samples):
-        raise ValueError(f"uniforms must be ({samples}, {samples}), got {tuple(uniforms.shape)}")
-    _check_drawn(targets, histories, count)
     distinct = torch.unique(targets)  # (D,) ascending
     priority = uniforms[:, : len(distinct)].masked_fill(_barred(distinct, targets, histories), torch.inf)
     return _lowest(distinct, priority, count)
@@ -54,21 +50,11 @@ def distinct_rollouts(items: Tensor) -> RolloutPool:
 # targets (B,); uniforms (B, D) in [0, 1) -> (B, M) int64, -1 where too few are eligible
 def other_rollouts(targets: Tensor, histories: Histories, pool: RolloutPool, uniforms: Tensor, count: int) -> Tensor:
     """Draw `M` distinct items per sample from the rollouts of the other samples, by their frequency there."""
-    if uniforms.shape != pool.counts.shape or len(targets) != len(uniforms):
-        raise ValueError(f"uniforms must be {(len(targets), len(pool.items))}, got {tuple(uniforms.shape)}")
-    _check_drawn(targets, histories, count)
     others = pool.counts.sum(0, keepdim=True) - pool.counts  # (B, D)
     # the lowest of exponential variables with these rates are a draw without replacement, proportional to the rates
     priority = -torch.log1p(-uniforms) / others.clamp(min=1)
     barred = _barred(pool.items, targets, histories) | (others == 0)
     return _lowest(pool.items, priority.masked_fill(barred, torch.inf), count)
-
-
-def _check_drawn(targets: Tensor, histories: Histories, count: int) -> None:
-    if histories.items.shape[0] != len(targets):
-        raise ValueError(f"histories must hold {len(targets)} rows, got {histories.items.shape[0]}")
-    if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
 
 
 def _barred(distinct: Tensor, targets: Tensor, histories: Histories) -> Tensor:  # distinct (D,) ascending, targets (B,)
@@ -131,7 +117,7 @@ def score_groups(
     generator: torch.Generator,
     *,
     source: NegativeSource = "rollouts",
-    division: Division | None = None,
+    division: Division = undivided,
 ) -> ScoredGroups:
     """Score all items of the groups in one call of the reward.
 
@@ -159,7 +145,7 @@ def score_groups(
         return [ask_reward(reward, histories.rows(rows), candidates.items[rows])]
 
     wholes = [torch.zeros(candidates.items.shape, device=targets.device)]
-    (scores,) = by_rows(division, wholes, compute)
+    (scores,) = division(wholes, compute)
     return ScoredGroups(
         *drawn,
         negatives=negatives,
@@ -172,17 +158,13 @@ def score_groups(
 # targets (B,), -1 at the ends of histories; rollout_items (B, G), -1 where invalid; negatives (B, M)
 def distinct_candidates(targets: Tensor, rollout_items: Tensor, negatives: Tensor) -> Candidates:
     """List each distinct item of a row once."""
-    samples = len(targets)
-    for name, value in (("rollout_items", rollout_items), ("negatives", negatives)):
-        if value.ndim != 2 or value.shape[0] != samples:
-            raise ValueError(f"{name} must have {samples} rows and two dimensions, got {tuple(value.shape)}")
     mentioned, order = torch.cat([targets.unsqueeze(1), rollout_items, negatives], dim=1).sort(dim=1)
     fresh = mentioned >= 0  # (B, 1 + G + M): the first mention of an item
     fresh[:, 1:] &= mentioned[:, 1:] != mentioned[:, :-1]
     slot = fresh.cumsum(1) - 1  # -1 before the first item, which is where the -1 items are
-    width = int(fresh.sum(1).max()) if samples else 0
+    width = int(fresh.sum(1).max()) if len(targets) else 0
     # repeated mentions and -1 go to an extra column, which is dropped
-    items = torch.full((samples, width + 1), -1, dtype=mentioned.dtype, device=mentioned.device)
+    items = torch.full((len(targets), width + 1), -1, dtype=mentioned.dtype, device=mentioned.device)
     items = items.scatter(1, slot.masked_fill(~fresh, width), mentioned)[:, :width]
     slots = torch.empty_like(order).scatter(1, order, slot)
     group = rollout_items.shape[1]
@@ -191,7 +173,6 @@ def distinct_candidates(targets: Tensor, rollout_items: Tensor, negatives: Tenso
 
 def constant_share(candidates: Candidates, scores: Tensor) -> float:
     """Return the share of rows with two or more candidates whose scores are equal; 0 without any."""
-    _check_scores(candidates, scores)
     real = candidates.items >= 0
     several = real.sum(1) > 1
     if not bool(several.any()):
@@ -202,7 +183,6 @@ def constant_share(candidates: Candidates, scores: Tensor) -> float:
 
 def read_rewards(candidates: Candidates, scores: Tensor) -> GroupRewards:  # scores (B, N)
     """Read each group's rewards from the (B, N) scores of its candidates."""
-    _check_scores(candidates, scores)
 
     def read(slots: Tensor) -> Tensor:
         if not scores.shape[1]:  # no rollout of any group names an item, and nothing else was scored
@@ -220,14 +200,6 @@ def read_rewards(candidates: Candidates, scores: Tensor) -> GroupRewards:  # sco
 # scores and uniforms (B, N) -> (B, N)
 def shuffled(candidates: Candidates, scores: Tensor, uniforms: Tensor) -> Tensor:
     """Permute scores among each row's candidates; padding stays."""
-    _check_scores(candidates, scores)
-    if uniforms.shape != scores.shape:
-        raise ValueError(f"uniforms must be {tuple(scores.shape)}, got {tuple(uniforms.shape)}")
     # padding is at the end of a row, and a stable sort leaves it there
     order = uniforms.masked_fill(candidates.items < 0, torch.inf).argsort(dim=1, stable=True)
     return scores.gather(1, order)
-
-
-def _check_scores(candidates: Candidates, scores: Tensor) -> None:
-    if scores.shape != candidates.items.shape:
-        raise ValueError(f"scores must be {tuple(candidates.items.shape)}, got {tuple(scores.shape)}")

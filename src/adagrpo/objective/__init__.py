@@ -12,7 +12,6 @@ from adagrpo.objective.diagnostics import (
     rollout_entropy,
     rollout_miss,
     share_above,
-    target_nll,
 )
 from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 from adagrpo.objective.gates import (
@@ -57,7 +56,6 @@ __all__ = [
     "rollout_entropy",
     "rollout_miss",
     "share_above",
-    "target_nll",
     "validity_margin",
     "variance_gate",
     "zero_rejected",

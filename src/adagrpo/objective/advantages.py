@@ -17,22 +17,18 @@ from torch import Tensor
 
 
 def check_shapes(**arguments: tuple[Tensor, str]) -> None:
-    """Raise a ValueError unless tensors agree on their sizes, given with a letter each; `G` and `L` are not 0."""
+    """Raise a ValueError unless tensors agree on sizes, a letter each, `G` and `L` not 0, and masks (`?`) are bool."""
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in arguments.items():
+        mask, letters = letters.endswith("?"), letters.removesuffix("?")
         fits = tensor.dim() == len(letters)
         for letter, size in zip(letters, tensor.shape, strict=False):
             fits = fits and sizes.setdefault(letter, size) == size and (size > 0 or letter not in "GL")
         if not fits:
             expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
             raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit ({expected}); G and L are at least 1")
-
-
-def check_masks(**masks: Tensor) -> None:
-    """Raise a ValueError for the first mask that is not bool."""
-    for name, mask in masks.items():
-        if mask.dtype != torch.bool:
-            raise ValueError(f"{name}: a mask must be torch.bool, found {mask.dtype}")
+        if mask and tensor.dtype != torch.bool:
+            raise ValueError(f"{name}: a mask must be torch.bool, found {tensor.dtype}")
 
 
 def group_advantages(
@@ -51,8 +47,7 @@ def group_advantages(
     >>> group_advantages(rewards, torch.tensor([[True, True, False]]), delta=0.0)
     tensor([[-1.,  1., -1.]])
     """
-    check_shapes(rewards=(rewards, "BG"), valid=(valid, "BG"))
-    check_masks(valid=valid)
+    check_shapes(rewards=(rewards, "BG"), valid=(valid, "BG?"))
     counted = valid.to(rewards.dtype)
     total = counted.sum(dim=1, keepdim=True).clamp(min=1)
     # Masked before and after the subtraction: NaN must reach neither the value nor the gradient.

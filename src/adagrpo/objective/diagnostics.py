@@ -4,7 +4,6 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
 
     above(i)     = (1/G) Σ_g 1[s(o_bg) > s(i)] + ½ 1[s(o_bg) = s(i)],  s = log π or RM;  rollouts that are i count as 0
     rollout_miss = 1 - (1/G) Σ_g 1[item(o_bg) = y_b]
-    target_nll   = -(1/L) Σ_l log π(c_l(y_b) | x_b, c_<l(y_b))
     entropy      = -(1/(G L)) Σ_g Σ_l log π(o_bgl | x_b, o_bg,<l)
     q_b          = share of the distinct negatives n with RM(x_b, y_b) > RM(x_b, n), ties count one half
     agreement_b  = share of the pairs of distinct rollouts that the reward orders as their true utility does, likewise
@@ -84,16 +83,6 @@ def share_above(
     points = points.masked_fill(rollout_items.unsqueeze(1) == items.unsqueeze(2), 0)
     share = _share(points.sum(2), torch.full_like(items, 2 * rollout_items.shape[1]), scores.dtype)
     return share.masked_fill((items < 0) | scores.isnan(), torch.nan)
-
-
-def target_nll(target_log_probs: Tensor) -> Tensor:  # (B, L)
-    """Return the negative log-likelihood of the logged item, (B,) nats per code.
-
-    >>> target_nll(torch.tensor([[-1.0, -2.0, -6.0]]))
-    tensor([3.])
-    """
-    check_shapes(target_log_probs=(target_log_probs, "BL"))
-    return -target_log_probs.mean(dim=1)
 
 
 def rollout_entropy(log_probs: Tensor) -> Tensor:  # (B, G, L)

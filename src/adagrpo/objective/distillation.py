@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes
+from adagrpo.objective.advantages import check_shapes
 
 LEAST_REST = 1e-4  # least probability assumed to be outside a group
 
@@ -57,8 +57,7 @@ def listwise_distillation(
     check_shapes(
         log_probs=(log_probs, "BGL"), target_logits=(target_logits, "BG"), items=(items, "BG"), codes=(codes, "BGL")
     )
-    check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
-    check_masks(ignored=ignored)
+    check_shapes(items=(items, "BG"), ignored=(ignored, "BG?"))
     counted = _distinct(codes) & ~ignored
     taught = counted & (items >= 0)
     nothing = ~taught.any(1, keepdim=True)
@@ -85,8 +84,7 @@ def group_mass(
     GroupMass(losses=tensor([0.2877]), mass=tensor([0.2500]), start=tensor([0.5000]))
     """
     check_shapes(log_probs=(log_probs, "BGL"), reference=(reference, "BGL"), items=(items, "BG"), codes=(codes, "BGL"))
-    check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
-    check_masks(ignored=ignored)
+    check_shapes(items=(items, "BG"), ignored=(ignored, "BG?"))
     counted = _distinct(codes) & ~ignored
     nothing = ~(counted & (items >= 0)).any(1)  # (B,)
 
@@ -116,8 +114,7 @@ def best_of_n_loss(log_probs: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:
     >>> best_of_n_loss(log_probs, torch.tensor([[0.1, 0.7]]), torch.tensor([[True, True]]))
     tensor([3.])
     """
-    check_shapes(log_probs=(log_probs, "BGL"), rewards=(rewards, "BG"), valid=(valid, "BG"))
-    check_masks(valid=valid)
+    check_shapes(log_probs=(log_probs, "BGL"), rewards=(rewards, "BG"), valid=(valid, "BG?"))
     best = rewards.masked_fill(~valid, -torch.inf).max(1, keepdim=True).values
     chosen = ((rewards == best) & valid).to(torch.uint8).argmax(1)
     losses = -log_probs.mean(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
@@ -133,8 +130,7 @@ def validity_margin(log_probs: Tensor, real: Tensor) -> Tensor:  # log_probs (B,
     >>> validity_margin(log_probs, torch.tensor([[True, True, False, False]]))
     tensor([0.1250])
     """
-    check_shapes(log_probs=(log_probs, "BGL"), real=(real, "BG"))
-    check_masks(real=real)
+    check_shapes(log_probs=(log_probs, "BGL"), real=(real, "BG?"))
     whole = log_probs.sum(-1)
     least = whole.detach().masked_fill(~real, torch.inf).amin(1, keepdim=True)
     return (1 + whole - least).clamp(min=0).masked_fill(real, 0.0).mean(1)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes
+from adagrpo.objective.advantages import check_shapes
 from adagrpo.types import Share
 
 
@@ -120,11 +120,6 @@ class Gate:
         return self.tests_logged_item or self.is_shadowed
 
     @property
-    def draws(self) -> bool:
-        """Whether it is random."""
-        return "uniforms" in self.reads
-
-    @property
     def reads_truth(self) -> bool:
         """Whether it needs true utilities, known only in simulation."""
         return "agreement" in self.reads
@@ -195,12 +190,10 @@ def adagrpo_gate(
 ) -> GateDecision:
     """Admit samples whose logged item the policy ranks low and the reward high, above items of other samples.
 
-    `tau=0`, `tau_reward=1` and `rho=0` each disable their test.
+    `tau=0`, `tau_reward=1` and `rho=0` each disable their test. A NaN of `above_policy` is rejected as easy, one of
+    `above_reward` or a sample without negatives as undiscriminated.
 
     Args:
-        above_policy: (B,) see `Evidence`; NaN is rejected as easy.
-        above_reward: (B,) NaN is rejected as undiscriminated.
-        negatives_above: (B, M) NaN for absent ones; a sample without negatives is undiscriminated.
         tau: the logged item must be outside the policy's top `tau` of the group's rollouts.
         tau_reward: it must be inside the reward's top `tau_reward`; `null` takes `tau`.
         rho: each item of another sample must be outside the reward's top `rho`.
@@ -216,9 +209,8 @@ def adagrpo_gate(
         above_policy=(above_policy, "B"),
         above_reward=(above_reward, "B"),
         negatives_above=(negatives_above, "BM"),
-        degenerate=(degenerate, "B"),
+        degenerate=(degenerate, "B?"),
     )
-    check_masks(degenerate=degenerate)
     within = tau if tau_reward is None else tau_reward
     absent = negatives_above.isnan()
     far = negatives_above >= rho if rho_from == "top" else negatives_above <= 1 - rho
@@ -245,15 +237,13 @@ def shuffled_gate(shadow: GateDecision) -> GateDecision:
 
 def all_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     """Admit everything, which is the mixture."""
-    check_shapes(degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(degenerate=(degenerate, "B?"))
     return by_control(~degenerate, degenerate)
 
 
 def none_gate(degenerate: Tensor) -> GateDecision:  # (B,)
     """Admit nothing, which is continued NLL."""
-    check_shapes(degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
+    check_shapes(degenerate=(degenerate, "B?"))
     return by_control(torch.zeros_like(degenerate), degenerate)
 
 
@@ -281,8 +271,7 @@ def variance_gate(shadow: GateDecision, degenerate: Tensor, reward_std: Tensor) 
 
 def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> None:
     named = {name: (values, "B") for name, values in keys.items()}
-    check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), **named)
-    check_masks(shadow=shadow.admitted, degenerate=degenerate)
+    check_shapes(shadow=(shadow.admitted, "B?"), degenerate=(degenerate, "B?"), **named)
 
 
 GATES: dict[str, Gate] = {

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adagrpo.objective.advantages import check_masks, check_shapes
+from adagrpo.objective.advantages import check_shapes
 
 
 class Surrogate(NamedTuple):
@@ -93,8 +93,7 @@ def zero_rejected(values: Tensor, admitted: Tensor) -> Tensor:  # values (B, ...
     tensor([[1.],
             [0.]])
     """
-    check_shapes(admitted=(admitted, "B"))
-    check_masks(admitted=admitted)
+    check_shapes(admitted=(admitted, "B?"))
     if values.shape[:1] != admitted.shape:
         raise ValueError(f"values: shape {tuple(values.shape)} does not start with B={admitted.shape[0]}")
     return values.masked_fill(~admitted.reshape(-1, *[1] * (values.dim() - 1)), 0.0)
@@ -111,7 +110,7 @@ def gated_sum(
     >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)
     tensor(2.)
     """
-    check_shapes(group_losses=(group_losses, "B"), admitted=(admitted, "B"))
+    check_shapes(group_losses=(group_losses, "B"), admitted=(admitted, "B?"))
     if isinstance(total, Tensor):
         check_shapes(total=(total, ""))
     elif total < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
-from adagrpo.policies.kinds import PolicyModule, PolicySpec, policy_kind
+from adagrpo.policies.policy import PolicyModule, PolicySpec
 from adagrpo.rewards import Reward, Tables, ask_reward
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.protocol import CrossFitted
@@ -81,7 +82,8 @@ class Models:
             folder=self.run.data,
             trained=weights is not None,
         )
-        policy = cast(PolicyModule, policy_kind(self.config.policy.kind).build(spec)).to(self.data.device)
+        kind = importlib.import_module(f"adagrpo.policies.{self.config.policy.kind}")  # it may need an extra
+        policy = cast(PolicyModule, kind.build(spec)).to(self.data.device)
         if weights is not None:
             self._load(weights, policy)
         return policy

@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adagrpo.errors import UserError
 from adagrpo.networks import Dropout
 from adagrpo.objective import nll
 from adagrpo.policies import language_model
-from adagrpo.policies.kinds import PolicyKind, PolicySpec
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
     Vocabulary,
-    check_context_length,
-    enable_checkpointing,
+    from_model_names,
     inner_dropout,
-    under_model_names,
+    to_model_names,
 )
-from adagrpo.policies.named_tokens import named_checkpoint
+from adagrpo.policies.named_tokens import NamedTokens
+from adagrpo.policies.policy import PolicySpec
 from adagrpo.policies.shared_codes import SharedCodesPolicy
 from adagrpo.policies.shared_prefix import (
     Block,
@@ -112,18 +112,30 @@ class CausalLMPolicy(nn.Module):
         self._dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else torch.float32
         self._layers = int(model.config.get_text_config().num_hidden_layers)
         longest = len(preamble) + len(suffix) + (max_history - 1) * len(between) + (max_history + 1) * levels - 1
-        check_context_length(model, longest)
+        room = getattr(model.config, "max_position_embeddings", None) or longest
+        types = getattr(model.config, "layer_types", None)
+        if types is None or "sliding_attention" in types:  # without types a window is that of all layers
+            room = min(room, getattr(model.config, "sliding_window", None) or longest)
+        if room < longest:
+            raise UserError(
+                f"policy.lm: the model sees {room} tokens at once, a prompt and an item can take {longest}; "
+                "lower max_history, or give the configuration more positions"
+            )
         self._checkpointed = gradient_checkpointing
-        self._steady = dropout == 0 and not gradient_checkpointing and inner_dropout(model) is None
+        dropped = inner_dropout(model)
+        self.same_in_training = dropout == 0 and not gradient_checkpointing and dropped is None
         if gradient_checkpointing:
-            enable_checkpointing(model)
-        under_model_names(self)
+            key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
+            if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+                raise UserError(f"{key}: {kind} has no layers that support it")
+            if dropped is not None:
+                raise UserError(
+                    f"{key}: not with dropout inside the body, here {dropped}; set it to 0 (policy.dropout may stay)"
+                )
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.register_state_dict_post_hook(to_model_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(from_model_names)  # type: ignore[no-untyped-call]
         self._check_packing()
-
-    @property
-    def same_in_training(self) -> bool:
-        """See `Policy`; False under checkpointing."""
-        return self._steady
 
     @property
     def checkpoint_files(self) -> dict[str, str]:
@@ -148,7 +160,6 @@ class CausalLMPolicy(nn.Module):
         return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, prompt_lengths, whole)
 
     def frozen(self) -> CausalLMPolicy:
-        """Return the policy itself."""
         return self
 
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
@@ -160,7 +171,6 @@ class CausalLMPolicy(nn.Module):
         return nll(self._log_probs(hidden[:, :1], hidden[:, None, 1:], codes.unsqueeze(1), 1.0).squeeze(1))
 
     def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """See `Policy`."""
         samples, group, levels = codes.shape
         shared = len(self.suffix)
         layout = block(shared, group, levels - 1, codes.device)
@@ -181,7 +191,6 @@ class CausalLMPolicy(nn.Module):
         return self._log_probs(start, after, codes, temperature)
 
     def start(self, context: CausalContext) -> CausalState:
-        """See `Policy`."""
         cache, shared = self._cache(context), len(self.suffix)
         if not shared:
             hidden = states_at(self._read(context.prompts).hidden, context.rows, context.last)
@@ -192,11 +201,9 @@ class CausalLMPolicy(nn.Module):
         return CausalState(hidden[:, -1:], 0, _joined(cache, new), prompt_mask, context.prompt_lengths + shared, ())
 
     def logits(self, state: CausalState) -> Tensor:
-        """See `Policy`."""
         return self._level_logits(state.hidden, state.level)
 
     def advance(self, state: CausalState, parents: Tensor, codes: Tensor) -> CausalState:
-        """See `Policy`."""
         level = state.level + 1
         if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these hypotheses
             return CausalState(state.hidden[:, :0], level, state.prompt, state.prompt_mask, state.prompt_lengths, ())
@@ -276,7 +283,7 @@ class CausalLMPolicy(nn.Module):
             return None
         length = prompts.tokens.shape[1]
         real = torch.arange(length, device=targets.device) < prompts.lengths.unsqueeze(1)
-        kept = self._steady and torch.equal(tokens[:, :length][real], prompts.tokens[real])
+        kept = self.same_in_training and torch.equal(tokens[:, :length][real], prompts.tokens[real])
         hidden, cache = self._body(tokens[:, :-1], None, None, [[] for _ in range(self._layers)] if kept else None)
         if kept:  # later scoring reuses these prompts
             prompts.read = Read(hidden[:, :length], tuple((k[:, :, :length], v[:, :, :length]) for k, v in cache))
@@ -365,7 +372,11 @@ def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
                 f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
                 "name as many"
             )
-        model, vocabulary, template = named_checkpoint(folder, options, sizes[:named], codes[:, :named], **given)
+        model = language_model.load_folder(folder, **given)
+        names = NamedTokens(folder, options.tokens, sizes[:named], codes[:, :named])
+        vocabulary = names.vocabulary(language_model.end_token(model), language_model.embedded_tokens(model))
+        around = names.pieces(options.preamble or "", options.item, options.separator, options.suffix or "")
+        template = around._asdict()
     elif options.checkpoint is not None:
         model, vocabulary = language_model.from_folder(folder, sizes, **given)
         for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
@@ -391,6 +402,3 @@ def build(spec: PolicySpec) -> CausalLMPolicy | SharedCodesPolicy:
         gradient_checkpointing=options.gradient_checkpointing,
     )
     return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
-
-
-KIND = PolicyKind(build)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.networks import CausalEncoder, Dropout, FeedForward, initialise, take
-from adagrpo.policies.kinds import PolicyKind, PolicySpec
+from adagrpo.policies.policy import PolicySpec
 from adagrpo.types import Histories
 
 
@@ -83,13 +83,11 @@ class CompactPolicy(nn.Module):
 
     @property
     def same_in_training(self) -> bool:
-        """See `Policy`."""
         return not any(isinstance(part, Dropout) and part.threshold for part in self.modules())
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CompactContext:
-        """See `Policy.encode`."""
         return self.encode_vectors(self.code_vectors(histories.items), histories.lengths, rows, positions)
 
     def code_vectors(self, items: Tensor) -> Tensor:
@@ -113,11 +111,9 @@ class CompactPolicy(nn.Module):
         return CompactContext(self.encoder(vectors, lengths - 1).squeeze(1))
 
     def frozen(self) -> CompactPolicy:
-        """Return the policy itself."""
         return self
 
     def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
-        """See `Policy`."""
         codes = self.item_codes[targets]
         state, losses = self.start(context), []
         for level in range(codes.shape[1]):
@@ -128,16 +124,13 @@ class CompactPolicy(nn.Module):
         return torch.stack(losses, dim=1).mean(1)
 
     def start(self, context: CompactContext) -> CompactState:
-        """See `Policy`."""
         return CompactState(context.states.unsqueeze(1), 0)
 
     def logits(self, state: CompactState) -> Tensor:
-        """See `Policy`."""
         output: Tensor = self.heads[state.level](self.norms[state.level](state.hidden))
         return output.float()
 
     def advance(self, state: CompactState, parents: Tensor, codes: Tensor) -> CompactState:
-        """See `Policy`."""
         if state.level + 1 == len(self.level_sizes):  # complete: nothing will be read from these hypotheses
             return CompactState(state.hidden[:, :0], state.level + 1)
         # the single start is the parent of all: broadcast it
@@ -149,7 +142,6 @@ class CompactPolicy(nn.Module):
         return CompactState(update + self.feed_forward[level](update), level + 1)
 
     def score(self, context: CompactContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """See `Policy`."""
         state = self.start(context)
         scores = []
         for level in range(codes.shape[2]):
@@ -175,6 +167,3 @@ def build(spec: PolicySpec) -> CompactPolicy:
         dropout=options.dropout,
         seed=spec.seed,
     )
-
-
-KIND = PolicyKind(build)

@@ -39,7 +39,7 @@ from adagrpo.policies.item_head import (
     sums_by_node,
     upwards,
 )
-from adagrpo.policies.kinds import PolicyKind, PolicySpec
+from adagrpo.policies.policy import PolicySpec
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -118,13 +118,11 @@ class HybridPolicy(nn.Module):
 
     @property
     def same_in_training(self) -> bool:
-        """See `Policy`."""
         return self.item_dropout == 0 and self.compact.same_in_training
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> HybridContext:
-        """See `Policy.encode`; the head is evaluated when decoding starts."""
         vectors = self.items(histories.items)
         if self.training and self.item_dropout > 0:
             kept = torch.rand(histories.items.shape, device=vectors.device) >= self.item_dropout
@@ -196,7 +194,6 @@ class HybridPolicy(nn.Module):
         )
 
     def start(self, context: HybridContext) -> HybridState:
-        """See `Policy`."""
         head_scores = None if torch.is_grad_enabled() else context.head_scores
         if head_scores is None:
             head_scores = self._head_scores(context)
@@ -228,12 +225,10 @@ class HybridPolicy(nn.Module):
         return pooled
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
-        """See `Policy`."""
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
         return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.head_scores)
 
     def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """See `Policy`."""
         hypotheses = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
         state, scores = self.start(context), []
         for level in range(codes.shape[2]):
@@ -303,6 +298,3 @@ def build(spec: PolicySpec) -> HybridPolicy:
         prefix=options.item_prefix,
         seed=spec.seed,
     )
-
-
-KIND = PolicyKind(build)

@@ -25,7 +25,6 @@ from adagrpo.storage.model_folders import refuse_code
 try:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-    from transformers.modeling_layers import GradientCheckpointingLayer
 except ImportError as error:
     raise UserError(f"policy.kind: 'causal_lm' needs transformers; {install('hf')}") from error
 
@@ -209,12 +208,6 @@ def read_tokenizer(folder: Path, key: str) -> Any:
         raise UserError(f"{folder}: no tokenizer here, so policy.lm.{key} cannot be read") from error
 
 
-def under_model_names(module: nn.Module) -> None:
-    """Save and load weights of `module.lm` under names of `transformers`, tied ones once."""
-    module.register_state_dict_post_hook(_to_model_names)
-    module.register_load_state_dict_pre_hook(_from_model_names)
-
-
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """Return a float32 copy of a model with merged adapters."""
     plain = copy.deepcopy(model)
@@ -234,17 +227,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
 
 
-def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Enable gradient checkpointing; UserError if unsupported, or for dropout inside the body."""
-    key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
-    if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
-        raise UserError(f"{key}: {kind} has no layers that support it")
-    name = inner_dropout(model)
-    if name is not None:
-        raise UserError(f"{key}: not with dropout inside the body, here {name}; set it to 0 (policy.dropout may stay)")
-    model.activation_checkpointing_enable({"use_reentrant": False})
-
-
 def inner_dropout(model: PreTrainedModel) -> str | None:
     """Return the name of the body's first dropout, or None."""
     for name, module in model.base_model.named_modules():
@@ -252,20 +234,6 @@ def inner_dropout(model: PreTrainedModel) -> str | None:
         if max([*rates, module.p if isinstance(module, nn.Dropout) else 0.0]) > 0:
             return str(name)
     return None
-
-
-def check_context_length(model: PreTrainedModel, longest: int) -> None:
-    """Raise UserError if a prompt with an item, `longest` tokens, exceeds the model's context."""
-    config = model.config
-    room = getattr(config, "max_position_embeddings", None) or longest
-    types = getattr(config, "layer_types", None)
-    if types is None or "sliding_attention" in types:  # without types, as in Mistral, a window is that of all layers
-        room = min(room, getattr(config, "sliding_window", None) or longest)
-    if room < longest:
-        raise UserError(
-            f"policy.lm: the model sees {room} tokens at once, a prompt and an item can take {longest}; "
-            "lower max_history, or give the configuration more positions"
-        )
 
 
 def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -283,7 +251,8 @@ def _tied_names(model: Any) -> dict[str, str]:  # tied parameters, each with its
     return dict(model._tied_weights_keys or {})
 
 
-def _to_model_names(module: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+def to_model_names(module: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Save weights of `module.lm` under names of `transformers`, tied ones once."""
     tied = _tied_names(module.lm)
     inner = f"{prefix}lm."
     for name in [name for name in state if name.startswith(inner)]:
@@ -292,7 +261,8 @@ def _to_model_names(module: Any, state: dict[str, Tensor], prefix: str, metadata
             state[prefix + name.removeprefix(inner)] = tensor
 
 
-def _from_model_names(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+def from_model_names(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Load what `to_model_names` saved."""
     for name in [name for name in state if name.startswith(prefix)]:
         state[f"{prefix}lm.{name.removeprefix(prefix)}"] = state.pop(name)
     for name, source in _tied_names(module.lm).items():

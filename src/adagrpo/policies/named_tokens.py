@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from adagrpo.config.models import LanguageModelConfig
 from adagrpo.errors import UserError
-from adagrpo.policies.language_model import Vocabulary, embedded_tokens, end_token, load_folder, read_tokenizer
+from adagrpo.policies.language_model import Vocabulary, read_tokenizer
 
 CODE, CODES = "{code}", "{codes}"
 
@@ -102,20 +100,3 @@ def _find(tokens: Sequence[int], wanted: Sequence[int], start: int) -> int:
     """
     starts = range(max(0, start), len(tokens) - len(wanted) + 1)
     return next((at for at in starts if list(tokens[at : at + len(wanted)]) == list(wanted)), -1)
-
-
-def named_checkpoint(
-    folder: Path,
-    options: LanguageModelConfig,
-    sizes: tuple[int, ...],
-    codes: Tensor,  # (V, L)
-    *,
-    seed: int,
-    weights: bool,
-) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
-    """Load a checkpoint: model, tokens of codes, and those around a history."""
-    model = load_folder(folder, seed=seed, weights=weights)
-    named = NamedTokens(folder, options.tokens, sizes, codes)
-    vocabulary = named.vocabulary(end_token(model), embedded_tokens(model))
-    around = named.pieces(options.preamble or "", options.item, options.separator, options.suffix or "")
-    return model, vocabulary, around._asdict()

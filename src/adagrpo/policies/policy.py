@@ -1,15 +1,20 @@
 """Protocol of a policy: histories are encoded once; all terms and searches share the context.
 
-A *sample* is a history cut after some position; a hypothesis is a beam or a rollout.
+A *sample* is a history cut after some position; a hypothesis is a beam or a rollout. A kind of policy is a module
+`adagrpo.policies.<kind>` with a function `build(spec: PolicySpec)`; its options are in `PolicyConfig`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol, Self, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
+from adagrpo.config.models import PolicyConfig
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
 
@@ -98,3 +103,23 @@ class Policy(Protocol[ContextT, StateT]):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """See above."""
+
+
+if TYPE_CHECKING:
+
+    class PolicyModule(nn.Module, Policy[Any, Any]):
+        """A policy that is a `torch.nn.Module`."""
+else:
+    PolicyModule = nn.Module
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Specification of a policy."""
+
+    options: PolicyConfig
+    catalog: Catalog
+    max_history: int
+    seed: int
+    folder: Path  # of the relative paths of a recipe
+    trained: bool = False  # weights are loaded afterwards, so none are read from where they came

@@ -24,20 +24,9 @@ from adagrpo.types import Histories
 class SharedState:
     """Decoder state of the inner policy, and nodes of hypotheses."""
 
+    level: int
     causal: CausalState
     nodes: Tensor  # (B, W) int64, -1 where no item begins so
-
-    @property
-    def level(self) -> int:
-        """Number of codes written."""
-        return self.causal.level
-
-
-@dataclass(frozen=True)
-class NumberedState:
-    """State after the last code."""
-
-    level: int
 
 
 class _WritesCodes(Policy[CausalContext, CausalState], Protocol):
@@ -55,6 +44,7 @@ class SharedCodesPolicy(nn.Module):
         if len(trie.level_sizes) != levels + 1:
             raise ValueError(f"the trie has {len(trie.level_sizes)} levels, expected {levels + 1}")
         self.causal = causal
+        self.same_in_training, self.trains_on_nll = causal.same_in_training, causal.trains_on_nll
         self.trie = trie
         self.level_sizes = (*causal.level_sizes, trie.level_sizes[-1])
         self._items = nn.Buffer(torch.diff(trie.first[levels])[: trie.node_counts[levels]], persistent=False)
@@ -62,32 +52,18 @@ class SharedCodesPolicy(nn.Module):
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
 
     @property
-    def same_in_training(self) -> bool:
-        """See `Policy`."""
-        return self.causal.same_in_training
-
-    @property
-    def trains_on_nll(self) -> bool:
-        """See `Policy`."""
-        return self.causal.trains_on_nll
-
-    @property
     def checkpoint_files(self) -> Mapping[str, str]:
-        """See `Policy.checkpoint_files`."""
         return self.causal.checkpoint_files
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CausalContext:
-        """See `Policy.encode`."""
         return self.causal.encode(histories, rows, positions)
 
     def frozen(self) -> SharedCodesPolicy:
-        """Return the policy itself."""
         return self
 
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
-        """See `Policy`."""
         written = self.causal.supervised_loss(context, targets)
         levels = len(self.causal.level_sizes)
         nodes = self._nodes(self.causal.item_codes[targets])
@@ -95,28 +71,24 @@ class SharedCodesPolicy(nn.Module):
         return (levels * written + items.float().log()) / (levels + 1)
 
     def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """See `Policy`."""
         written = self.causal.score(context, codes[..., :-1], temperature=temperature)
         numbers = (self._numbers(self._nodes(codes[..., :-1])) / temperature).log_softmax(-1)
         return torch.cat([written, numbers.gather(-1, codes[..., -1:])], dim=-1)
 
     def start(self, context: CausalContext) -> SharedState:
-        """See `Policy`."""
         nodes = torch.zeros(len(context), 1, dtype=torch.int64, device=context.prompt_lengths.device)
-        return SharedState(self.causal.start(context), nodes)
+        return SharedState(0, self.causal.start(context), nodes)
 
     def logits(self, state: SharedState) -> Tensor:
-        """See `Policy`."""
         if state.level == len(self.causal.level_sizes):
             return self._numbers(state.nodes)
         return self.causal.logits(state.causal)
 
-    def advance(self, state: SharedState, parents: Tensor, codes: Tensor) -> SharedState | NumberedState:
-        """See `Policy`."""
+    def advance(self, state: SharedState, parents: Tensor, codes: Tensor) -> SharedState:
         if state.level == len(self.causal.level_sizes):  # complete: nothing will be read from these hypotheses
-            return NumberedState(state.level + 1)
+            return SharedState(state.level + 1, state.causal, state.nodes)
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
-        return SharedState(self.causal.advance(state.causal, parents, codes), nodes)
+        return SharedState(state.level + 1, self.causal.advance(state.causal, parents, codes), nodes)
 
     def _nodes(self, codes: Tensor) -> Tensor:  # (...) of codes (..., L), -1 where no item has them
         nodes = torch.zeros_like(codes[..., 0])

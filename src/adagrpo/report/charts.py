@@ -33,7 +33,7 @@ INK, QUIET, GRID, SURFACE = "#1a1a1a", "#595959", "#e3e3e3", "#ffffff"
 BLUE, VERMILLION, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
 VIOLET, BROWN, GREY, TEAL, OLIVE = "#7b52ab", "#8c5a2b", "#767676", "#117a8b", "#5f7a1f"
 METHODS = {  # the first of these that a name contains gives its colour
-    **{name: GREY for name, gate in GATES.items() if gate.draws or gate.shuffled},
+    **{name: GREY for name, gate in GATES.items() if "uniforms" in gate.reads or gate.shuffled},
     "fuse": TEAL,
     "knn": OLIVE,
     "rerank": SKY,

@@ -44,7 +44,11 @@ class BoostedReward:
         kinds = {column.of for column in self.columns}
         ours = self.features.of(histories, items) if "ours" in kinds else None
         wanted = np.maximum(items.cpu().numpy(), 0).ravel()
-        users = np.repeat(self._user_rows(histories) if "user" in kinds else [], items.shape[1]).astype(np.int64)
+        users = np.zeros(0, np.int64)
+        if "user" in kinds:  # the row of each user in the table, the one past its end where it has none
+            rows, nobody = self.tables.rows, len(self.tables.users)
+            found = [rows.get(str(user), nobody) for user in users_of(histories, self.user_ids)]
+            users = np.repeat(np.array(found, np.int64), items.shape[1])
         table: list[pl.Series | Floats] = []
         for column in self.columns:
             if column.values is not None:
@@ -58,8 +62,3 @@ class BoostedReward:
             said = str(error).strip().partition("\n")[0][:200]
             raise UserError(f"reward {self.model.path}: raised {type(error).__name__}: {said}") from error
         return torch.from_numpy(np.asarray(scores, np.float32).reshape(items.shape)).to(items.device)
-
-    def _user_rows(self, histories: Histories) -> list[int]:
-        """The row of each user in the table, the one past its end where it has none."""
-        rows, nobody = self.tables.rows, len(self.tables.users)
-        return [rows.get(str(user), nobody) for user in users_of(histories, self.user_ids)]

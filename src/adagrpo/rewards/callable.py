@@ -50,11 +50,7 @@ class CallableReward:
         shown: Callable[[], Mapping[str, Shown]] = dict,
         training_logs: Callable[[], Path] | None = None,
     ) -> None:
-        """Wrap a function; nothing is read that it does not ask for.
-
-        Args:
-            shown: returns what each user was shown, by id as text.
-        """
+        """Wrap a function; nothing is read that it does not ask for. `shown` returns users' items by id as text."""
         self.name, self.function, self.ids, self.user_ids = name, function, ids, user_ids
         self.asked = keywords_of(function)
         self.shown = shown() if "shown" in self.asked else {}
@@ -63,16 +59,21 @@ class CallableReward:
             self.always["training_logs"] = training_logs()
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items, see `Reward.score`.
-
-        Raises:
-            UserError: the function raised, or returned invalid scores.
-        """
+        """Score (B, N) items, see `Reward.score`; UserError if the function raised, or returned invalid scores."""
         request = score_request(histories, items, self.ids)
         if not request.candidates:
             return scatter_scores([], items)
+        # what the function asks for beside histories and candidates, of the rows with candidates
+        kept, asking, about = (items >= 0).any(1).tolist(), histories.asking, dict(self.always)
+        users = list(compress(users_of(histories, self.user_ids), kept))
+        if "users" in self.asked:
+            about["users"] = users
+        if "times" in self.asked:
+            about["times"] = list(compress([None] * len(kept) if asking is None else asking.times, kept))
+        if "shown" in self.asked:
+            about["shown"] = [list(self.shown.get(str(user), ())) if asking is not None else [] for user in users]
         try:
-            scores = self.function(request.histories, request.candidates, **self._about(histories, items))
+            scores = self.function(request.histories, request.candidates, **about)
             rows = check_response(scores, request.candidates)
         except InvalidResponse as error:
             raise UserError(f"reward {self.name}: {error}") from error
@@ -83,25 +84,11 @@ class CallableReward:
             raise UserError(f"reward {self.name}: raised {type(error).__name__}: {message}") from error
         return scatter_scores(rows, items)
 
-    def _about(self, histories: Histories, items: Tensor) -> dict[str, Any]:
-        """What the function asks for beside histories and candidates, of the rows with candidates."""
-        kept, asking, found = (items >= 0).any(1).tolist(), histories.asking, dict(self.always)
-        users = list(compress(users_of(histories, self.user_ids), kept))
-        if "users" in self.asked:
-            found["users"] = users
-        if "times" in self.asked:
-            times = [None] * len(kept) if asking is None else asking.times
-            found["times"] = list(compress(times, kept))
-        if "shown" in self.asked:
-            found["shown"] = [list(self.shown.get(str(user), ())) if asking is not None else [] for user in users]
-        return found
-
 
 def find_module(function: str, folder: Path) -> Path:
     """Return the file of the module in `module:function`, without running it if it is in the folder.
 
-    Raises:
-        UserError: there is no such module, or it has no file.
+    UserError if there is no such module, or it has no file.
     """
     module = function.partition(":")[0]
     stem = folder.joinpath(*module.split("."))
@@ -120,10 +107,7 @@ def find_module(function: str, folder: Path) -> Path:
 def module_files(function: str, folder: Path) -> list[Path]:
     """Return the module's file and those of its imports, also indirect, from the same folder.
 
-    Dynamic imports are missed. For an installed package only the module is returned.
-
-    Raises:
-        UserError: see `find_module`.
+    Dynamic imports are missed. For an installed package only the module is returned. UserError as of `find_module`.
     """
     first, names = find_module(function, folder), [function.partition(":")[0]]
     if INSTALLED & {*first.parts}:
@@ -162,8 +146,7 @@ def _imported(source: bytes, package: tuple[str, ...]) -> list[str]:
 def load_function(function: str, folder: Path) -> Callable[..., Any]:
     """Import the function in `module:function`, looking in the folder first.
 
-    Raises:
-        UserError: the module cannot be imported, another one has its name, or it has no such function.
+    UserError if the module cannot be imported, another one has its name, or it has no such function.
     """
     name, _, attribute = function.partition(":")
     path = find_module(function, folder)
@@ -186,9 +169,8 @@ def load_function(function: str, folder: Path) -> Callable[..., Any]:
 def keywords_of(function: Callable[..., Any]) -> frozenset[str]:
     """Return which of `KEYWORDS` a function has as parameters.
 
-    Example:
-        >>> sorted(keywords_of(lambda histories, candidates, users, *, training_logs: []))
-        ['training_logs', 'users']
+    >>> sorted(keywords_of(lambda histories, candidates, users, *, training_logs: []))
+    ['training_logs', 'users']
     """
     try:
         return KEYWORDS & inspect.signature(function).parameters.keys()

@@ -32,21 +32,14 @@ class ScoreRequest(NamedTuple):
 
 
 def users_of(histories: Histories, user_ids: Sequence[ItemId]) -> list[ItemId | None]:
-    """Return the (B,) ids of the histories' users, None where unknown.
+    """Return the (B,) ids of the histories' users, None where unknown; `user_ids` are (U,) ids of the logs by row.
 
-    Args:
-        user_ids: (U,) ids of the logs by row.
-
-    Example:
-        >>> histories = Histories(torch.tensor([[2], [1]]), torch.tensor([1, 1]), torch.tensor([1, 0]))
-        >>> users_of(histories, ["ann", "bob"])
-        ['bob', 'ann']
+    >>> histories = Histories(torch.tensor([[2], [1]]), torch.tensor([1, 1]), torch.tensor([1, 0]))
+    >>> users_of(histories, ["ann", "bob"])
+    ['bob', 'ann']
     """
-    asking = histories.asking
-    if asking is not None and not asking.rows:
-        return list(asking.users)
-    if asking is not None:
-        return [user_ids[int(row)] for row in asking.users]  # type: ignore[arg-type]
+    if (asking := histories.asking) is not None:
+        return [user_ids[int(row)] for row in asking.users] if asking.rows else list(asking.users)  # type: ignore[arg-type]
     if histories.users is not None:
         return [user_ids[row] for row in histories.users.tolist()]
     return [None] * len(histories.lengths)
@@ -66,8 +59,7 @@ def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) ->
 def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> list[NDArray[np.float32]]:
     """Return the scores of each row of a response, a sequence of sequences of numbers or an array.
 
-    Raises:
-        InvalidResponse: naming the first position that is wrong.
+    InvalidResponse names the first position that is wrong.
     """
     if not hasattr(response, "__len__") or isinstance(response, UNORDERED) or hasattr(response, "columns"):
         raise InvalidResponse(f"answered {_short(response)}; expected a list of scores for each history")

@@ -57,18 +57,12 @@ class Features:
 
     def __init__(
         self,
-        training: Ragged,
+        training: Ragged,  # of the training split only, one row per user
         attributes: Sequence[Sequence[str]],
         texts: Sequence[str],
         *,
-        first: int | None = None,
+        first: int | None = None,  # text vectors are fitted on this many first items; None: all
     ) -> None:
-        """Count.
-
-        Args:
-            training: item sequences of the training split only, one row per user.
-            first: text vectors are fitted on this many first items; None: all.
-        """
         items = len(attributes)
         self.training = training
         together, followed = common_users(training, items), successions(training, items, shared=False)
@@ -85,11 +79,7 @@ class Features:
         self.attributes, self.attribute_counts = _indicators(attributes)
         self.texts = text_vectors(texts, width=TEXT_WIDTH, first=first) if any(texts) else None
 
-    def of(
-        self,
-        histories: Histories,
-        items: Tensor,  # (B, N)
-    ) -> Floats:  # (B, N, F)
+    def of(self, histories: Histories, items: Tensor) -> Floats:  # items (B, N) -> (B, N, F)
         """Return `table` for the arguments of `Reward.score`."""
         users = None if histories.users is None else histories.users.cpu().numpy()
         padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))

@@ -52,26 +52,15 @@ class HttpReward:
         url: str,
         ids: Sequence[ItemId],
         *,
-        batch_size: int = 64,
+        batch_size: int = 64,  # histories per request
         concurrency: int = 4,
-        timeout_seconds: float = 10.0,
+        timeout_seconds: float = 10.0,  # until an answer is complete, from the first byte sent; for each try
         retries: int = 4,
-        backoff_seconds: float = 0.5,
-        token_env: str | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        backoff_seconds: float = 0.5,  # before the second retry; each pause is twice the one before, up to 30 seconds
+        token_env: str | None = None,  # environment variable with a bearer token
+        say: Callable[[str], None] = lambda line: None,  # gets a line for each answer that is late
     ) -> None:
-        """Configure an endpoint; nothing is sent yet.
-
-        Args:
-            batch_size: histories per request.
-            timeout_seconds: until an answer is complete, from the first byte sent; for each try.
-            backoff_seconds: the pause before the second retry; each is twice the one before, up to 30 seconds.
-            token_env: environment variable with a bearer token.
-            say: gets a line for each answer that is late.
-
-        Raises:
-            UserError: the variable is not set.
-        """
+        """Configure an endpoint; nothing is sent yet. UserError if the variable `token_env` is not set."""
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must be http:// or https://, got {url}")
         self.url, self.name = url, url.partition("?")[0]
@@ -94,11 +83,7 @@ class HttpReward:
         self.http = urllib3.PoolManager(headers=headers, timeout=timeout_seconds, maxsize=concurrency)
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items, see `Reward.score`.
-
-        Raises:
-            ServiceError: the endpoint failed for good, or its response is invalid.
-        """
+        """Score (B, N) items, see `Reward.score`; ServiceError if the endpoint failed, or its response is invalid."""
         whole = score_request(histories, items, self.ids)
         parts = [slice(at, at + self.batch_size) for at in range(0, len(whole.candidates), self.batch_size)]
         batches = [ScoreRequest(whole.histories[part], whole.candidates[part]) for part in parts]
@@ -133,14 +118,10 @@ class HttpReward:
                 what = f"answered status {status}" if failed is None else f"could not be asked ({failed})"
                 what = f"gave no answer in {self.timeout:g} seconds" if late else what
                 raise self._error(f"{what}, in {self.attempts} attempts") from failed
-            waits = urllib3.HTTPResponse(headers=headers) if status else None
-            retry.sleep(waits)
+            retry.sleep(urllib3.HTTPResponse(headers=headers) if status else None)
 
     def _ask(self, request: ScoreRequest) -> tuple[int, Any, bytes]:
-        """Return status, headers and content of one answer.
-
-        In a thread: no timeout of a socket bounds an answer that comes byte by byte.
-        """
+        """In a thread: no timeout of a socket bounds an answer that comes byte by byte."""
         answer, deadline = Future[tuple[int, Any, bytes]](), time.monotonic() + self.timeout
 
         def receive() -> None:

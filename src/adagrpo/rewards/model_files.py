@@ -34,22 +34,14 @@ Column = pl.Series | NDArray[np.floating]  # of a table, or of our features
 
 
 class TreeModel(NamedTuple):
-    """A fitted model of trees.
-
-    Attributes:
-        names: of its features, in its order.
-        categories: what it states of features that are categories: their values by number, None where the values are
-            numbers themselves, or `texts`.
-        predict: returns (N,) raw scores of columns, (N,) numbers or texts each, by so many threads.
-        renamed: whether it writes an underscore for each blank of a name.
-    """
+    """A fitted model of trees."""
 
     path: Path
-    names: Sequence[str]
-    categories: Mapping[str, Known | None]
-    predict: Callable[[Sequence[Column], int], Floats]
+    names: Sequence[str]  # of its features, in its order
+    categories: Mapping[str, Known | None]  # of features: values by number, None where they are numbers, or `texts`
+    predict: Callable[[Sequence[Column], int], Floats]  # (N,) raw scores of columns (N,), by so many threads
     texts: bool = False
-    renamed: bool = False
+    renamed: bool = False  # it writes an underscore for each blank of a name
 
 
 def require(library: str, key: str) -> None:
@@ -63,9 +55,8 @@ def require(library: str, key: str) -> None:
 def load_model(path: Path) -> TreeModel:
     """Load a model file; its suffix says of which library, `.txt` if none is known.
 
-    Raises:
-        UserError: the library or the file is missing, or the file is malformed, too large, without names of features or
-            with several outputs.
+    UserError if the library or the file is missing, or the file is malformed, too large, without names of features or
+    with several outputs.
     """
     library = LIBRARIES.get(path.suffix, "lightgbm")
     require(library, "reward")

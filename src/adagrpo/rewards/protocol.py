@@ -18,12 +18,7 @@ class Reward(Protocol):
     """A reward model, typically a production ranker."""
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score items (B, N) int64, -1 for none, for `B` histories.
-
-        Returns:
-            (B, N) float32; the value at -1 is unspecified and must not be read.
-        """
-        ...
+        """Return (B, N) float32 scores of items (B, N) int64 for `B` histories; unspecified at item -1, for none."""
 
 
 class WeightedReward:
@@ -49,16 +44,10 @@ class BadReward(ValueError):
 
 
 @torch.no_grad()
-def ask_reward(
-    reward: Reward,
-    histories: Histories,
-    items: Tensor,  # (B, N) int64, -1 where there is nothing to score
-) -> Tensor:  # (B, N) float32, NaN at -1
-    """Score all items in one call and check the result; without any item the reward is not called.
+def ask_reward(reward: Reward, histories: Histories, items: Tensor) -> Tensor:
+    """Score items (B, N) int64, -1 for none, in one call, to (B, N) float32, NaN at -1; no call without any.
 
-    Raises:
-        BadReward: the shape is not (B, N).
-        NotFinite: the score of an item is NaN or infinite; names the reward or the members at fault.
+    BadReward if the shape is not (B, N); NotFinite, of the reward or the members at fault, for a NaN or infinite score.
     """
     if not bool((items >= 0).any()):  # no rollout of a whole step names an item
         return torch.full(items.shape, torch.nan, device=items.device)
@@ -75,22 +64,14 @@ def ask_reward(
     return scores
 
 
-def ask_catalogue(
-    reward: Reward,
-    histories: Histories,
-    items: Tensor,  # (B, V)
-) -> Tensor:  # (B, V)
+def ask_catalogue(reward: Reward, histories: Histories, items: Tensor) -> Tensor:  # items (B, V) -> (B, V)
     """Call `ask_reward` for many items, a few histories at a time."""
     rows, size = torch.arange(len(items), device=items.device), max(1, AT_ONCE // items.shape[1])
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
     return torch.cat([ask_reward(reward, histories.rows(part), items[part]) for part in parts])
 
 
-def ask_members(
-    reward: Reward,
-    histories: Histories,
-    items: Tensor,  # (B, N)
-) -> Tensor:  # (B, N, M)
+def ask_members(reward: Reward, histories: Histories, items: Tensor) -> Tensor:  # items (B, N) -> (B, N, M)
     """Call `ask_reward` for each of the `M` members of a sum; another reward is its only member."""
     members = reward.members if isinstance(reward, WeightedReward) else (reward,)
     return torch.stack([ask_reward(member, histories, items) for member in members], dim=-1)
@@ -115,11 +96,7 @@ class CrossFitted:
     Folds differ in scale; only the threshold for groups without differences spans folds.
     """
 
-    def __init__(
-        self,
-        rewards: Sequence[Reward],
-        fold_of_user: NDArray[np.int64],  # (U,)
-    ) -> None:
+    def __init__(self, rewards: Sequence[Reward], fold_of_user: NDArray[np.int64]) -> None:
         if len(fold_of_user) and not 0 <= fold_of_user.min() <= fold_of_user.max() < len(rewards):
             raise ValueError(f"fold_of_user must hold numbers of the {len(rewards)} rewards")
         self.rewards = tuple(rewards)

@@ -47,10 +47,7 @@ class SequentialRanker(nn.Module):
         nn.init.zeros_(self.slot_bias.weight)
 
     @torch.no_grad()
-    def borrow(
-        self,
-        weights: Tensor,  # (N, V - N) sparse
-    ) -> None:
+    def borrow(self, weights: Tensor) -> None:  # (N, V - N) sparse
         """Set vectors and biases of the last `N` items to `e_i = Σ_j w_j e_j`; rows of weights sum to 1."""
         for table in (self.items.weight, self.bias.weight):
             table[weights.shape[1] :] = weights @ table[: weights.shape[1]]

@@ -24,19 +24,12 @@ TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 
 @dataclass(frozen=True)
 class Tables:
-    """The columns that a model's features may be.
+    """The columns that a model's features may be."""
 
-    Attributes:
-        items: (V,) columns of the item table as they are, without its id.
-        users: columns of the table of users, without its id.
-        rows: the row there of a user, by id as text.
-        item_file, user_file: what the tables are called in messages; empty: none is given.
-    """
-
-    items: pl.DataFrame = field(default_factory=pl.DataFrame)
-    users: pl.DataFrame = field(default_factory=pl.DataFrame)
-    rows: Mapping[str, int] = field(default_factory=dict)
-    item_file: str = ""
+    items: pl.DataFrame = field(default_factory=pl.DataFrame)  # (V,) columns as they are, without the id
+    users: pl.DataFrame = field(default_factory=pl.DataFrame)  # without the id
+    rows: Mapping[str, int] = field(default_factory=dict)  # of `users`, by id as text
+    item_file: str = ""  # in messages; empty: none is given
     user_file: str = ""
 
 
@@ -54,8 +47,7 @@ class Feature(NamedTuple):
 def features_of(model: TreeModel, tables: Tables) -> list[Feature]:
     """Find a model's features, in its order, with numbers or texts as the model takes them.
 
-    Raises:
-        UserError: one is nowhere, stands in two tables, or has values of another type than the model states.
+    UserError if one is nowhere, stands in two tables, or has values of another type than the model states.
     """
     there = {"item": tables.items.columns, "user": tables.users.columns, "ours": list(FEATURES)}
     plain = {

@@ -36,8 +36,7 @@ class MalformedTrees(ValueError):
 def checked_model(text: str) -> tuple[str, list[str]]:
     """Return the rewritten text of a model, with only what raw scores need, and its feature names.
 
-    Raises:
-        MalformedTrees: the structure is not LightGBM's, it has several outputs, or leaves are linear or not finite.
+    MalformedTrees if the structure is not LightGBM's, it has several outputs, or leaves are linear or not finite.
     """
     sections = _sections(text)
     header = next(sections, {})
@@ -77,8 +76,7 @@ def checked_model(text: str) -> tuple[str, list[str]]:
 def categorical_features(text: str, names: Sequence[str]) -> dict[str, list[str | float] | None]:
     """Return the categories of a checked model by feature, in the order of their numbers; None: numbers themselves.
 
-    Raises:
-        MalformedTrees: the lists are not as many as the features.
+    MalformedTrees if the lists are not as many as the features.
     """
     stated, lists, split = None, list[Any](), set[int]()
     features: list[str] = []
@@ -165,7 +163,12 @@ def _tree(fields: dict[str, str], features: int) -> tuple[str, float]:
         thresholds = np.array(_tokens(fields, "threshold", nodes, LIMITS), np.float64)
         kinds = _integers(fields, "decision_type", nodes)
         _within("decision_type", kinds, 0, 4 * len(MISSING_TYPES))
-        _acyclic(_integers(fields, "left_child", nodes), _integers(fields, "right_child", nodes))
+        children = np.concatenate([_integers(fields, key, nodes) for key in ("left_child", "right_child")])
+        inner = children >= 0
+        if (children[inner] <= np.tile(np.arange(nodes), 2)[inner]).any() or (children >= nodes).any():
+            raise MalformedTrees("a child is no later node of the tree")
+        if not np.array_equal(np.sort(children), np.concatenate([np.arange(-nodes - 1, 0), np.arange(1, nodes)])):
+            raise MalformedTrees("a node or leaf is not the child of exactly one node")
         _categories(fields, categories, thresholds[(kinds & CATEGORICAL) == 1])
         keys += ["split_feature", "threshold", "decision_type", "left_child", "right_child"]
         keys += ["cat_boundaries", "cat_threshold"] if categories else []
@@ -173,17 +176,6 @@ def _tree(fields: dict[str, str], features: int) -> tuple[str, float]:
         raise MalformedTrees("has categories and no split")
     written = [f"{key}={fields[key]}" for key in keys]
     return "\n".join([*written, "is_linear=0", "shrinkage=1"]), float(np.abs(values).max())
-
-
-def _acyclic(left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
-    nodes = len(left)
-    children = np.concatenate([left, right])
-    parents = np.tile(np.arange(nodes), 2)
-    inner = children >= 0
-    if (children[inner] <= parents[inner]).any() or (children >= nodes).any():
-        raise MalformedTrees("a child is no later node of the tree")
-    if not np.array_equal(np.sort(children), np.concatenate([np.arange(-nodes - 1, 0), np.arange(1, nodes)])):
-        raise MalformedTrees("a node or leaf is not the child of exactly one node")
 
 
 def _categories(fields: dict[str, str], count: int, used: NDArray[np.float64]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,8 @@ class _Loop:
         others = [p for p in trained if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.model: nn.Module = model
-        self.optimizer = self.accelerator.prepare_optimizer(adamw(groups, settings.learning_rate))
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = [*decayed, *others]
         self.progress = Progress()
         if settings.average:
@@ -169,7 +170,20 @@ class _Loop:
             self.optimizer.step()
             self._fold_into_average()
             self.progress.skipped_in_a_row = 0
-        return values | self._close_step(values)
+        self.torn, lost = True, None
+        self.progress.step += 1
+        if self.writes:
+            _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
+            lost = None if self.watched is None else self.progress.watch.after_step(GroupSummary.of_row(values))
+        self.torn = False
+        if not self.writes:
+            return values
+        if self.progress.step in self.validate_at or (lost and not self.progress.lost):
+            values |= {f"validation/{name}": value for name, value in self._judge(lost).items()}
+        due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
+        if due and self.progress.step % self.task.stride == 0:
+            self._save()
+        return values
 
     def _gradients(self, step: int) -> dict[str, float]:
         self.model.eval()
@@ -209,23 +223,6 @@ class _Loop:
             if (pressure := pressure_of(lengths)) is not None:
                 values["pressure"] = pressure
         return values
-
-    def _close_step(self, values: dict[str, float]) -> dict[str, float]:
-        self.torn, lost = True, None
-        self.progress.step += 1
-        if self.writes:
-            _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
-            lost = None if self.watched is None else self.progress.watch.after_step(GroupSummary.of_row(values))
-        self.torn = False
-        if not self.writes:
-            return {}
-        metrics: dict[str, float] = {}
-        if self.progress.step in self.validate_at or (lost and not self.progress.lost):
-            metrics = self._judge(lost)
-        due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
-        if due and self.progress.step % self.task.stride == 0:
-            self._save()
-        return {f"validation/{name}": value for name, value in metrics.items()}
 
     def _fold_into_average(self) -> None:
         if self.progress.average:
@@ -285,11 +282,6 @@ class _Loop:
             write_file(self.work / "lost.json", json.dumps(content) + "\n")
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
-
-
-def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
-    """Return the optimiser of all fits."""
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,15 +27,8 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
 from adagrpo.trainer.processes import Processes
-from adagrpo.trainer.task import ScheduledTask
+from adagrpo.trainer.task import Task
 from adagrpo.types import Histories
-
-
-class SupervisedMicro(NamedTuple):
-    """A micro-batch, and the number of NLL positions of its optimiser step."""
-
-    batch: TrainingBatch
-    total: int
 
 
 def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Context | None = None) -> Tensor:
@@ -46,7 +40,7 @@ def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context
     return policy.supervised_loss(context, batch.targets[batch.nll]).sum() / total
 
 
-class Supervised(ScheduledTask):
+class Supervised(Task[tuple[TrainingBatch, int]]):
     """A `Task` that minimises NLL."""
 
     def __init__(
@@ -60,16 +54,16 @@ class Supervised(ScheduledTask):
     ) -> None:
         self.policy, self.codes, self.schedule, self.steps, self.validate = policy, codes, schedule, steps, validate
 
-    def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
-        """Return the micro-batches of a step."""
+    def begin(self, step: int) -> tuple[Sequence[tuple[TrainingBatch, int]], dict[str, float]]:
+        """Return the micro-batches of a step, each with the step's number of NLL positions."""
         batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]
         total = max(1, sum(int(batch.nll.sum()) for batch in batches))
-        return [SupervisedMicro(batch, total) for batch in batches], {}
+        return [(batch, total) for batch in batches], {}
 
-    def loss(self, micro: SupervisedMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def loss(self, micro: tuple[TrainingBatch, int]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return the term `nll`."""
         self.policy.train()
-        return {"nll": nll_term(self.policy, micro.batch, micro.total)}, {}
+        return {"nll": nll_term(self.policy, *micro)}, {}
 
 
 PART = 256  # samples of the stated anchor that are scored at a time
@@ -95,7 +89,7 @@ class Micro(NamedTuple):
     indices: Tensor | None  # (A,) int64, indices of their samples in the batch; None at the ends of histories
 
 
-class PostTraining(ScheduledTask):
+class PostTraining(Task[Micro]):
     """A `Task` for one arm; its state is the running standard deviation of rewards."""
 
     def __init__(
@@ -143,7 +137,7 @@ class PostTraining(ScheduledTask):
             self._micros = [Micro(batch, total, None, nothing, None) for batch in drawn_at.batches]
             return self._micros, {}
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
-        division = self.processes.division([len(part.targets) for part in drawn_at.samples])
+        rows = self.processes.rows_of([len(part.targets) for part in drawn_at.samples])
         term = self.arm.term
         needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
         groups = gated_groups(
@@ -157,7 +151,7 @@ class PostTraining(ScheduledTask):
             running_std=self.running_std,
             reference=self.starting_policy if needs_reference else None,
             true_utility=self.true_utility,
-            division=division,
+            division=partial(self.processes.divide, rows),
         )
         self.running_std = groups.running_std
         first, micros = 0, []
@@ -172,19 +166,42 @@ class PostTraining(ScheduledTask):
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return `nll` and, if a group was admitted, the reward term by its name."""
         terms: dict[str, Tensor] = {}
-        logged: dict[str, float] = {}
         batch, context = micro.batch, None
         if self.arm.anchored:
             self.policy.train()
             if len(micro.admitted) and micro.indices is not None and self.policy.same_in_training:
                 context = self.policy.encode(batch.histories, batch.rows, batch.positions)
             terms["nll"] = nll_term(self.policy, batch, micro.total, context)
-        if len(micro.admitted):
-            self.policy.eval()
-            terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.indices])
-        if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
-            terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
-        return terms, logged
+        if not len(micro.admitted):
+            if not terms:  # a reward term alone: a step that moves nothing
+                terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
+            return terms, {}
+        self.policy.eval()
+        groups, rows = micro.groups, micro.admitted
+        assert groups is not None, "nothing is admitted in a step without RL samples"
+        if context is None:
+            context = self.policy.encode(Histories(groups.histories.items[rows], groups.histories.lengths[rows]))
+        else:
+            context = context[micro.indices]
+        codes = groups.rollouts.codes[rows]
+        log_probs = score_codes(self.policy, context, codes, self.catalog, self.objective)
+        inputs = TermInputs(
+            log_probs,
+            # with one iteration a group is scored by the policy that it was drawn from
+            log_probs.detach() if self.stride == 1 else groups.rollouts.log_probs[rows],
+            groups.rewards[rows],
+            groups.rollouts.items[rows],
+            codes,
+            self.catalog.trie.lookup(codes) >= 0,
+            None if groups.reference is None else groups.reference[rows],
+            groups.targets[rows],
+        )
+        losses, logged = TERMS[self.arm.term].loss(inputs, **self.objective.of_term(self.arm.term))
+        admitted = groups.decision.admitted
+        # (λ / B_rl) Σ loss_b over admitted groups
+        terms[self.arm.term] = self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted))
+        share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
+        return terms, {name: float(value.detach()) * share[0] / share[1] for name, value in logged.items()}
 
     @property
     def term(self) -> str:
@@ -210,30 +227,3 @@ class PostTraining(ScheduledTask):
     def load_state(self, state: Mapping[str, float]) -> None:
         """Restore `state`."""
         self.running_std = state["spread"]
-
-    # (λ / B_rl) Σ loss_b over admitted groups, and values to log
-    def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:
-        groups, rows = micro.groups, micro.admitted
-        assert groups is not None, "nothing is admitted in a step without RL samples"
-        if context is None:
-            context = self.policy.encode(Histories(groups.histories.items[rows], groups.histories.lengths[rows]))
-        codes = groups.rollouts.codes[rows]
-        log_probs = score_codes(self.policy, context, codes, self.catalog, self.objective)
-        inputs = TermInputs(
-            log_probs,
-            # with one iteration a group is scored by the policy that it was drawn from
-            log_probs.detach() if self.stride == 1 else groups.rollouts.log_probs[rows],
-            groups.rewards[rows],
-            groups.rollouts.items[rows],
-            codes,
-            self.catalog.trie.lookup(codes) >= 0,
-            None if groups.reference is None else groups.reference[rows],
-            groups.targets[rows],
-        )
-        losses, logged = TERMS[self.arm.term].loss(inputs, **self.objective.of_term(self.arm.term))
-        admitted = groups.decision.admitted
-        share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
-        return (
-            self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)),
-            {name: float(value.detach()) * share[0] / share[1] for name, value in logged.items()},
-        )

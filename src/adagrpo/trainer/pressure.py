@@ -12,20 +12,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from adagrpo.errors import NotFinite, UserError
-from adagrpo.networks import autocast_dtype
+from adagrpo.networks import mixed_precision
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
+from adagrpo.trainer.post_training import PostTraining
 from adagrpo.trainer.processes import Processes
-from adagrpo.trainer.task import Task
 
 ANCHOR, STATED = "nll", "stated_nll"
 FILE = "pressure.json"
@@ -130,20 +128,9 @@ def solve(
     return Calibrated(pressure, weight, term / anchor, term, anchor, len(term_norms), *each)
 
 
-class Measurable(Task[Any], Protocol):
-    """A task with a reward term to calibrate."""
-
-    @property
-    def term(self) -> str:
-        """Name of the reward term in `loss`."""
-
-    def stated_anchor(self, micro: Any) -> Iterable[Tensor]:
-        """Yield summands of -(1/L) Σ log π; nothing if the policy trains on it."""
-
-
 def calibrate(
     model: nn.Module,
-    task: Measurable,  # at λ 1, before its first step; its state is restored
+    task: PostTraining,  # at λ 1, before its first step; its state is restored
     work: Path,
     *,
     pressure: float,
@@ -170,26 +157,21 @@ def calibrate(
 
 
 def _measured(
-    model: nn.Module, task: Measurable, pressure: float, steps: int, seed: int, shared_by: Processes
+    model: nn.Module, task: PostTraining, pressure: float, steps: int, seed: int, shared_by: Processes
 ) -> tuple[list[float], list[float], list[float]]:
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
-    device, norms = next(model.parameters()).device, list[dict[str, float]]()
-    dtype = autocast_dtype(device)
-
-    def precision() -> Any:
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
+    norms = list[dict[str, float]]()
     try:
         for step in range(0, steps * task.stride, task.stride):
             gradients = TermGradients(parameters, shared_by)
             model.eval()
-            with precision():
+            with mixed_precision(model):
                 micros, _ = task.begin(step)
             problem: list[str] | None = None
             try:
                 for index, micro in shared_by.share(micros):
                     torch.manual_seed(step_key(seed, step, 2 * index))
-                    with precision():
+                    with mixed_precision(model):
                         terms, _ = task.loss(micro)
                     gradients.add(terms)
                     del terms
@@ -197,7 +179,7 @@ def _measured(
                         torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
                         parts = iter(task.stated_anchor(micro))
                         while True:
-                            with precision():
+                            with mixed_precision(model):
                                 part = next(parts, None)
                             if part is None:
                                 break

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 
 from adagrpo.errors import NotFinite, ServiceError, UserError
+from adagrpo.groups.draw import Compute
 
 T = TypeVar("T")
 KINDS: dict[str, type[Exception]] = {"not finite": NotFinite, "user": UserError, "service": ServiceError}
@@ -122,46 +123,33 @@ class Processes:
             kind = next((name for name, one in KINDS.items() if isinstance(own, one)), type(own).__name__)
             message = [kind, str(own), own.what if isinstance(own, NotFinite) else ""]
         for rank, found in enumerate(self.gather(message)):
-            if found is not None:
-                raise own if own is not None and rank == self.rank else _raised(rank, found)
+            if found is None:
+                continue
+            if own is not None and rank == self.rank:
+                raise own
+            kind, text, what = found
+            if kind == "not finite":
+                raise NotFinite(what, text)
+            raise KINDS[kind](text) if kind in KINDS else RuntimeError(f"process {rank}: {kind}: {text}")
         return result[0]
 
-    def division(self, sizes: Sequence[int]) -> RowShare | None:
-        """Return this process's rows of micro-batches of some `sizes`; None for a single process."""
-        if self.count == 1:
-            return None
+    def rows_of(self, sizes: Sequence[int]) -> Tensor:
+        """Return this process's rows of micro-batches of some `sizes`."""
         rows = torch.split(torch.arange(sum(sizes), device=self.device), [*sizes])
         own = [part for _, part in self.share(rows)]
-        return RowShare(self, torch.cat(own) if own else rows[0][:0])
+        return torch.cat(own) if own else rows[0][:0]
 
-    def merge_(self, wholes: Sequence[Tensor]) -> None:
-        """Combine tensors in place; rows of other processes must be zero."""
-        for whole in wholes:
+    def divide(self, rows: Tensor, wholes: Sequence[Tensor], compute: Compute) -> Sequence[Tensor]:
+        """Compute this process's rows, and complete `wholes` in all; see `adagrpo.groups.draw.Division`."""
+        if self.count == 1:
+            return compute(None)
+        parts = self.agree(lambda: compute(rows) if len(rows) else ())
+        for whole, part in zip(wholes, parts, strict=bool(parts)):
+            whole[rows] = part.to(whole.dtype)
+        for whole in wholes:  # rows of other processes are zero
             with _in_touch():
                 distributed.all_reduce(whole)
-
-
-class RowShare:
-    """Implements `adagrpo.groups.draw.Division` for one process."""
-
-    def __init__(self, shared_by: Processes, rows: Tensor) -> None:
-        self.processes, self.rows = shared_by, rows
-
-    def complete_(self, wholes: Sequence[Tensor], compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        """See `Division.complete_`."""
-        parts = self.processes.agree(lambda: compute(self.rows) if len(self.rows) else ())
-        for whole, part in zip(wholes, parts, strict=bool(parts)):
-            whole[self.rows] = part.to(whole.dtype)
-        self.processes.merge_(wholes)
-
-
-def _raised(rank: int, found: Sequence[str]) -> Exception:
-    kind, message, what = found
-    if kind == "not finite":
-        return NotFinite(what, message)
-    if kind in KINDS:
-        return KINDS[kind](message)
-    return RuntimeError(f"process {rank}: {kind}: {message}")
+        return wholes
 
 
 @cache

@@ -22,7 +22,7 @@ from torch import Tensor
 from adagrpo.data.sequences import pad
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator
-from adagrpo.trainer.task import ScheduledTask
+from adagrpo.trainer.task import Task
 from adagrpo.types import Histories
 
 
@@ -80,7 +80,7 @@ class RankerMicro(NamedTuple):
     negatives: Tensor | None  # (S,) int64 items; None where the step is this micro-batch alone
 
 
-class RankerFit(ScheduledTask):
+class RankerFit(Task[RankerMicro]):
     """A `Task`; see `SequentialRanker` for the losses."""
 
     def __init__(

@@ -91,16 +91,18 @@ class Diverged(RuntimeError):
 
 
 class Task(Protocol[MicroT]):
-    """A task to fit."""
+    """A task to fit, over a schedule of batches."""
 
     schedule: BatchSchedule  # the histories of each step
     steps: int  # of the optimiser
-    monitor: str  # validation metric for the best checkpoint; higher is better
-    term_norms_every: int  # steps between measurements of gradient norms per loss term; 0 is never
-    stride: int  # checkpoints are taken at multiples of this step count
+    validate: Callable[[], dict[str, float]]  # returns validation metrics
+    monitor: str = "ndcg@10"  # validation metric for the best checkpoint; higher is better
+    term_norms_every: int = 0  # steps between measurements of gradient norms per loss term; 0 is never
+    stride: int = 1  # checkpoints are taken at multiples of this step count
 
-    def users(self, step: int) -> Sequence[int]:
+    def users(self, step: int) -> list[int]:
         """Return the rows of the users of a step."""
+        return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[MicroT], dict[str, float]]:
         """Return the micro-batches of a step and values to log. Draws rollouts, without gradients."""
@@ -108,34 +110,13 @@ class Task(Protocol[MicroT]):
     def loss(self, micro: MicroT) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return scalar loss terms and values to log, both normalised by the whole step."""
 
-    def validate(self) -> dict[str, float]:
-        """Return validation metrics."""
-
     def state(self) -> dict[str, float]:
         """Return running statistics for resumption."""
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Restore `state`."""
-
-
-class ScheduledTask:
-    """A task over a schedule of batches, without a state of its own."""
-
-    schedule: BatchSchedule
-    monitor = "ndcg@10"
-    term_norms_every = 0
-    stride = 1
-
-    def users(self, step: int) -> list[int]:
-        """See `Task`."""
-        return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
-
-    def state(self) -> dict[str, float]:
-        """See `Task`."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """See `Task`."""
+        """Restore `state`."""
+        return
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from adagrpo.diagnosis.leaks import Answers, answers, leak_signs, with_last_fitt
 from adagrpo.diagnosis.verdict import INVERTED, leak_reason
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import batches, sample_cases
-from adagrpo.objective import target_nll
+from adagrpo.objective import nll as nll_of
 from adagrpo.pipeline.directory import RunDirectory, find_content, folder_of, hash_of, model_of, trained_arms
 from adagrpo.pipeline.factories import RANKER, Models
 from adagrpo.pipeline.files import RunData
@@ -85,7 +85,7 @@ def observe(
     for rows, histories in batches(cases, config.evaluation.batch_size, config.max_history, data.device):
         targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(data.device)
         codes = data.catalog.codes[targets].unsqueeze(1)
-        nll[rows] = target_nll(policy.score(policy.encode(histories), codes).squeeze(1)).cpu().numpy()
+        nll[rows] = nll_of(policy.score(policy.encode(histories), codes).squeeze(1)).cpu().numpy()
     lists = Lists(
         predictions.items,
         predictions.scores.astype(np.float64),

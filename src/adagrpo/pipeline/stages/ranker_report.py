@@ -28,7 +28,7 @@ from adagrpo.evaluation.reward_quality import (
     rank_correlation,
 )
 from adagrpo.metrics import RankedLists, measured
-from adagrpo.objective import target_nll
+from adagrpo.objective import nll as nll_of
 from adagrpo.pipeline.directory import RunDirectory, hash_of, model_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
@@ -106,7 +106,7 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
         targets = cases.targets[rows].astype(np.int64)
         parts.append(case_quality(_catalogue_scores(data, reward, histories), targets))
         codes = data.catalog.codes[torch.from_numpy(targets).to(data.device)]
-        nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
+        nll[rows] = nll_of(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
     quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
     of_item = {"item popularity": popularity_bands(data.training.counts(data.num_items))}  # (V,) names by division
     if data.times_shown is not None:
