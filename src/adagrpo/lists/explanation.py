@@ -72,10 +72,11 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     ]
     if len(query.history) and items:
         log_probs, rewards = recommender.score_items(query.history, items)
-        ranks = _ranks(rewards) if rewards is not None else [None] * len(items)
+        order = None if rewards is None else sorted(range(len(rewards)), key=lambda index: -rewards[index])
         for index, row in enumerate(rows):
-            row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[index]]}
-            row |= {"reward": None if rewards is None else rewards[index], "reward_rank": ranks[index]}
+            row["log_probs"] = [value if math.isfinite(value) else None for value in log_probs[index]]
+            if rewards is not None and order is not None:
+                row |= {"reward": rewards[index], "reward_rank": order.index(index) + 1}
     narrowed = query.eligible is not None or bool(len(query.without)) or bool(query.exclude_history)
     return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.exclude_history else []}
 
@@ -145,8 +146,3 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
             }
         )
     return told
-
-
-def _ranks(values: Sequence[float]) -> list[int]:
-    order = sorted(range(len(values)), key=lambda index: -values[index])
-    return [order.index(index) + 1 for index in range(len(values))]

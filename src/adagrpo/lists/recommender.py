@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import (
-    beam_search,
     beam_search_and_score,
     draw_slates,
     inclusion_log_prob,
@@ -166,17 +165,15 @@ class Recommender:
         if self.rules is None or isinstance(self.alone, StoredLists):  # what users get today stays as it is
             return self._without_rules(queries)
         queries = [self.rules.narrow(query) for query in queries]
-        return [*map(self._under_rules, queries, self._without_rules(queries))]
-
-    def _under_rules(self, query: Query, found: Recommendations) -> Recommendations:
-        """Return a list in the order of the rules; a pin that was not found scores NaN."""
-        assert self.rules is not None, "there are rules"
-        if found.source == "sampled":
-            return found
-        items = self.known(found.items)[0]
-        scores = dict(zip(items, found.scores, strict=True))
-        order = self.rules.order(items, found.scores, self.width, self._may_hold(query))
-        return self._named(order, [scores.get(item, math.nan) for item in order])._replace(source=found.source)
+        lists = self._without_rules(queries)
+        for row, (query, found) in enumerate(zip(queries, lists, strict=True)):
+            if found.source != "sampled":
+                items = self.known(found.items)[0]
+                scores = dict(zip(items, found.scores, strict=True))
+                order = self.rules.order(items, found.scores, self.width, self._may_hold(query))
+                named = self._named(order, [scores.get(item, math.nan) for item in order])  # NaN: a pin not found
+                lists[row] = named._replace(source=found.source)
+        return lists
 
     def _may_hold(self, query: Query) -> Callable[[int], bool]:
         out = {*query.without, *(query.history if self._masks(query) else ())}
@@ -194,9 +191,8 @@ class Recommender:
         narrowed = self.rules.narrow(query)
         found, before = (self._without_rules([one])[0] for one in (narrowed, query))
         items, open_list = (self.known(one.items)[0] for one in (found, before))
-        moved = self.rules.moved(items, found.scores, self.width, self._may_hold(narrowed))
         moves = {}
-        for item, names in moved.items():
+        for item, names in self.rules.moved(items, found.scores, self.width, self._may_hold(narrowed)).items():
             rank, was = (one.index(item) + 1 if item in one else None for one in (items, open_list))
             moves[item] = Moved([*(self.rules.filters if rank != was else ()), *names], was)
         return moves
@@ -322,9 +318,9 @@ class Recommender:
             raise ValueError("a list that is drawn needs the seed of its query")
         batch = self._batch(queries, masked)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
-        options = self._drawing(queries, batch)
         with mixed_precision(self.policy, self.precision):
-            drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
+            context, options = self.policy.encode(batch), self._drawing(queries, batch)
+            drawn = draw_slates(self.policy, context, self.width, seeds, **options)
         rows = (drawn.items, drawn.log_probs, rank_log_probs(drawn.log_probs, drawn.rest), drawn.keys)
         lists = []
         for items, scores, propensities, keys in zip(*(values.tolist() for values in rows), strict=True):
@@ -349,7 +345,13 @@ class Recommender:
             items, scores = self.fusion.order(self.candidates(queries), self.width)
             return self._lists(items, scores, "fused")
         batch = self._batch(queries, masked)
-        whole = self._of_catalogue(batch)
+        whole = None  # scores of the catalogue; None for a policy's list or a failed reward
+        if self.alone is not None:
+            whole = self.alone.scores(batch)
+        elif self.reward_alone:
+            assert self.reward is not None, "lists of the reward alone have one"
+            every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(queries), -1)
+            whole = answer_of(ask_catalogue, self.reward, batch, every)
         if whole is not None:
             return self._lists(*best_of(whole, self._ruled_out(queries, batch, masked), self.width), "alone")
         items, scores, _ = self._beam(queries, batch, masked)
@@ -363,15 +365,6 @@ class Recommender:
     def _lists(self, items: Tensor, scores: Tensor, source: Source) -> list[Recommendations]:  # (B, W) each
         rows = zip(items.tolist(), scores.tolist(), strict=True)
         return [self._named(*row)._replace(source=source) for row in rows]
-
-    def _of_catalogue(self, batch: Histories) -> Tensor | None:  # (B, V); None for a policy's list or a failed reward
-        if self.alone is not None:
-            return self.alone.scores(batch)
-        if not self.reward_alone:
-            return None
-        assert self.reward is not None, "lists of the reward alone have one"
-        every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(batch.lengths), -1)
-        return answer_of(ask_catalogue, self.reward, batch, every)
 
     def _beam(
         self,
@@ -389,17 +382,15 @@ class Recommender:
         trie = self.catalog.trie
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            options: dict[str, Any] = {"trie": trie, "excluded": excluded}
-            if others is None:
-                beams, log_probs = beam_search(self.policy, context, width, **options), None
-            else:
-                codes = self.catalog.codes[others.clamp(min=0)]
-                beams, log_probs = beam_search_and_score(self.policy, context, width, codes, **options)
+            codes = None if others is None else self.catalog.codes[others.clamp(min=0)]
+            found = beam_search_and_score(self.policy, context, width, codes, trie=trie, excluded=excluded)
+        beams, log_probs = found[0], None if others is None else found[1]
         if not masked:
             return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
-        options = {"precision": self.precision, "closed": closed, "eligible": eligible}
-        found = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
-        return _Beam(*found, log_probs)
+        options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
+        return _Beam(
+            *without_history(self.policy, context, self.catalog, beams, batch, self.width, **options), log_probs
+        )
 
     def _closed(self, queries: Sequence[Query]) -> Tensor:  # (B, X) int64, padded with -1
         longest = max(len(query.without) for query in queries)

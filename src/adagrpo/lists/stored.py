@@ -26,7 +26,3 @@ class StoredLists(CandidateSource):
             items = torch.tensor(self.lists.get(str(user), ()), dtype=torch.int64)
             scores[row, items] = -torch.arange(len(items), dtype=torch.float32)
         return scores.to(histories.items.device)
-
-    def feature(self, scores: Tensor) -> Tensor:
-        """Raise: fused lists do not read stored ones."""
-        raise NotImplementedError("a stored list is no feature of a fused one")
