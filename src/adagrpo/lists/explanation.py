@@ -37,11 +37,12 @@ class ItemTitles:
         return table.with_columns(pl.concat_str(["item_id", "title"], separator=" ").str.to_lowercase().alias("words"))
 
     def of(self, item: int) -> dict[str, Any]:
-        """Return an item's id and title, and whether it is listed."""
+        """Return an item's id, title, whether it is listed, and `about`, texts such as `category=toys`."""
         title = self._table["title"][item].strip()
         title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..."
         listed = bool(self._table["listed"][item])
-        return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed}
+        about = self.recommender.eligibility.groups.about(item)
+        return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed, "about": about}
 
     def search(self, text: str, count: int) -> list[dict[str, Any]]:
         """Return the first items whose id or title contains every word."""

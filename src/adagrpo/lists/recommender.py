@@ -44,8 +44,7 @@ from adagrpo.lists.query import (
     past_of_queries,
 )
 from adagrpo.lists.rules import Moved, Rules
-from adagrpo.lists.sources import DECAY, CandidateSource, best_of
-from adagrpo.lists.stored import StoredLists
+from adagrpo.lists.sources import DECAY, CandidateSource, StoredLists, best_of
 from adagrpo.networks import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward, ask_catalogue, ask_reward

@@ -295,10 +295,8 @@ def _in_range(groups: ItemGroups, column: str, bounds: RangeConfig, field: str, 
             numbers[groups.items(column, value)] = float(value)
         except ValueError:
             raise UserError(f"{field}: {column} holds {value[:60]!r}, which is no number") from None
-    low, high = (
-        -np.inf if bounds.at_least is None else bounds.at_least,
-        np.inf if bounds.below is None else bounds.below,
-    )
+    low = -np.inf if bounds.at_least is None else bounds.at_least
+    high = np.inf if bounds.below is None else bounds.below
     found = (numbers >= low) & (numbers < high)
     if not found.any():
         raise UserError(

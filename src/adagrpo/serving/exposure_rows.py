@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
 from adagrpo.lists.query import Recommendations
 from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.model_manager import Answered, Asked
-from adagrpo.serving.schemas import FeedbackEvent
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
@@ -139,10 +138,3 @@ class ExposureRows:
             raise
         self._failing.pop(what, None)
         return done
-
-
-def feedback_row(event: FeedbackEvent) -> Feedback:
-    """Return the row of an event; its time defaults to now."""
-    given: dict[str, Any] = {} if event.value is None else {"value": event.value}
-    moment = time.time() if event.time is None else event.time
-    return Feedback(request_id=event.request_id, item=event.item_id, kind=event.kind, time=moment, **given)
