@@ -14,6 +14,7 @@ import torch
 from adagrpo.lists.correction import inputs_of
 from adagrpo.lists.query import ItemId, Query, Source
 from adagrpo.lists.recommender import Recommender
+from adagrpo.lists.rules import Moved
 from adagrpo.lists.sources import NearestItems
 
 LONGEST_TITLE = 90  # characters
@@ -136,14 +137,14 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
                 strength[had] = strength.get(had, 0.0) + weight * float(one.near[had, item])
             strongest = sorted((had for had in strength if strength[had] > 0), key=lambda had: -strength[had])[:MATCHES]
             matches |= {name: [recommender.item_ids[had] for had in strongest]} if strongest else {}
-        moved = moves.get(item)
+        moved = moves.get(item, Moved([], None))
         told.append(
             {
                 "sources": [name for name, found in proposed.items() if item in found],
                 "features": {name: part[item] - means[name] for name, part in parts.items() if item in part},
                 "history": matches,
-                "rules": [] if moved is None else moved.by,
-                "rank_without_rules": None if moved is None else moved.rank,
+                "rules": moved.by,
+                "rank_without_rules": moved.rank,
             }
         )
     return told
