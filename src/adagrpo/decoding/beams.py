@@ -78,7 +78,8 @@ def beam_search_and_score(
         raise ValueError("excluded is of a trie, which the search must be given too")
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
-    scores, nodes = _root(logits)
+    scores = logits.new_zeros(logits.shape[:2], dtype=torch.float32)  # of one empty hypothesis per sample
+    nodes = torch.zeros_like(scores, dtype=torch.int64)
     asked = scores[:, :0] if codes is None else scores.new_zeros(codes.shape[:2])
     written: list[_Written] = []
     for level in range(levels):
@@ -124,8 +125,9 @@ def beam_search_both(
             raise ValueError(f"{name} must be at least 1, got {value}")
     state = policy.start(context)
     logits = policy.logits(state)
-    inside_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
-    free_scores, hypotheses = _root(logits)  # hypotheses (B, W): indices of the free search's among the J
+    inside_scores = free_scores = logits.new_zeros(logits.shape[:2], dtype=torch.float32)
+    nodes = hypotheses = torch.zeros_like(inside_scores, dtype=torch.int64)
+    # nodes (B, J), of the constrained search first; hypotheses (B, W): indices of the free search's among the J
     inside_written: list[_Written] = []
     free_written: list[_Written] = []
     for level in range(levels):
@@ -179,11 +181,6 @@ def _shared(
         joined(inside.codes, free.codes, 0),
         joined(inside_nodes, free_nodes, -1),
     )
-
-
-def _root(logits: Tensor) -> tuple[Tensor, Tensor]:  # (B, 1) scores and nodes of one empty hypothesis per sample
-    shape, device = logits.shape[:2], logits.device
-    return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
 
 
 # step (B, W); log_probs (B, J, K) of the next codes; origins (B, W) index of each one's parent among the J

@@ -123,10 +123,8 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
         if rewards is not None:
             factor = recommender.reward_weight / recommender.within_list_std
             parts["reward"] = {item: factor * value for item, value in zip(listed, rewards, strict=True)}
-    means = {}
-    for name, values_of in parts.items():
-        values = [values_of[item] for item in listed if item in values_of]
-        means[name] = sum(values) / max(1, len(values))
+    known = {name: [part[item] for item in listed if item in part] for name, part in parts.items()}
+    means = {name: sum(values) / max(1, len(values)) for name, values in known.items()}
     history = recommender.weighed_history(query) if near and len(query.history) else []
     told = []
     for item in listed:

@@ -288,13 +288,12 @@ class Recommender:
             reach: number of sampled items.
         """
         batch = self._batch(queries, self._masks(queries[0]))
-        device, longest = self.catalog.codes.device, max(map(len, slates))
-        padded = [[*slate, *[-1] * (longest - len(slate))] for slate in slates]
-        options = self._drawing(queries, batch)
+        device, options = self.catalog.codes.device, self._drawing(queries, batch)
+        padded = self._padded(slates)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=device)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            log_probs = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
+            log_probs = slate_log_probs(self.policy, context, padded, **options)
             drawn = draw_slates(self.policy, self.policy.encode(batch), reach, seeds, **options)
         items, shares, keys = (values.cpu().numpy() for values in (drawn.items, drawn.log_probs, drawn.keys))
         weights = np.zeros(items[:, :-1].shape)
@@ -304,7 +303,7 @@ class Recommender:
         return ListPropensities(log_probs.cpu().numpy(), items[:, :-1], weights)
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
-        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        closed, eligible = self._padded([query.without for query in queries]), [query.eligible for query in queries]
         if batch.older is not None:
             closed = torch.cat([closed, batch.whole], dim=1)
         excluded = self.catalog.trie.excluding(closed, eligible)
@@ -373,7 +372,7 @@ class Recommender:
         others: Tensor | None = None,  # (B, P) int64
     ) -> _Beam:
         width = self.width + (self.max_history if masked else 0)
-        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        closed, eligible = self._padded([query.without for query in queries]), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
         # several hundred small operations, faster in inference mode; a reward's inputs are created outside of it, as
@@ -391,17 +390,19 @@ class Recommender:
             *without_history(self.policy, context, self.catalog, beams, batch, self.width, **options), log_probs
         )
 
-    def _closed(self, queries: Sequence[Query]) -> Tensor:  # (B, X) int64, padded with -1
-        longest = max(len(query.without) for query in queries)
-        rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
-        return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
+    def _padded(self, lists: Sequence[Sequence[int]]) -> Tensor:  # (B, X) int64, padded with -1
+        longest = max(map(len, lists))
+        rows = [[*items, *[-1] * (longest - len(items))] for items in lists]
+        return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(lists), longest)
 
     def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:  # (B, V) bool
         out = (~self.catalog.listed).repeat(len(queries), 1)
         for row, query in enumerate(queries):
             if query.eligible is not None:
                 out[row] |= ~query.eligible.items
-        items = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
+        items = torch.cat(
+            [self._padded([query.without for query in queries]), *([batch.whole] if masked else [])], dim=1
+        )
         return torch.nn.functional.pad(out, (0, 1)).scatter_(1, items.where(items >= 0, out.shape[1]), True)[:, :-1]
 
     def _most_popular(self, query: Query) -> Recommendations:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
-from adagrpo.lists.query import Recommendations
+from adagrpo.exposures.exposure_log import Exposure, ExposureSink, Feedback, Outcome, SinkFailed
 from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.model_manager import Answered, Asked
 
@@ -56,13 +54,6 @@ def exposure(request_id: str, hashes: RequestHashes, asked: Asked, answer: Answe
         log_inclusions=tuple((shown.log_inclusions or ())[:size]) if drawn else None,
         latency_ms=round(ms, 3),
     )
-
-
-def failure(request_id: str, hashes: RequestHashes, asked: Asked, ms: float) -> Exposure:
-    """Return the row of a request without a list, under another id, for a retry."""
-    nothing = Answered(Recommendations([], [], []), False)
-    row = exposure(f"{request_id}!{FAILED}", hashes, asked, nothing, ms)
-    return replace(row, source=FAILED)
 
 
 class ExposureRows:

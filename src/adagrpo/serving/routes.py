@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -19,13 +19,13 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, Feedback, SinkFailed, same_request
+from adagrpo.exposures.exposure_log import FAILED, Exposure, Feedback, SinkFailed, same_request
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.explanation import reasons
-from adagrpo.lists.query import ItemId, Query
+from adagrpo.lists.query import ItemId, Query, Recommendations
 from adagrpo.serving import schemas
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
-from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure, failure
+from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
@@ -156,7 +156,12 @@ class Routes:
             answers = await self._lists(request, ones)
         except Exception:  # these users got no list of their arm
             ms = 1000 * (time.perf_counter() - request.state.started)
-            rows = [failure(one.id, one.hashes, one.asked, ms) for one in ones if one.asked.trial is not None]
+            nothing = Answered(Recommendations([], [], []), False)
+            rows = [  # under other ids, for a retry
+                replace(exposure(f"{one.id}!{FAILED}", one.hashes, one.asked, nothing, ms), source=FAILED)
+                for one in ones
+                if one.asked.trial is not None
+            ]
             if self.exposures is not None and rows:
                 with suppress(SinkFailed):  # the client gets the first error
                     await self.exposures.write(rows)
