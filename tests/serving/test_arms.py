@@ -196,7 +196,9 @@ def test_a_body_is_answered_by_what_was_served_when_it_was_read(
     def assign_and_exchange(user: str) -> Any:
         exchanged.append(user)
         versions = {"catalog": f"c1-{len(exchanged)}"}
-        manager._replace([replace(manager.now, versions=manager.now.versions | versions) for _ in service.trial.arms()])
+        manager._served = tuple(
+            replace(manager.now, versions=manager.now.versions | versions) for _ in service.trial.arms()
+        )
         return assign(user)
 
     monkeypatch.setattr(service.trial, "assign", assign_and_exchange)

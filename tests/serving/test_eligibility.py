@@ -118,14 +118,6 @@ def test_a_new_mask_costs_the_same_however_many_are_kept(monkeypatch: pytest.Mon
     assert {len(key) for key in made._masks} == {32}  # a filter of thousands of ids is not kept with its mask
 
 
-def test_what_may_be_listed_at_all_holds_for_every_request() -> None:
-    within = torch.arange(ITEMS) < 100
-    made = eligibility(within=within)
-    assert left(made.resolve()) == set(range(100))
-    assert left(made.resolve(None, [4])) == set(range(100)) - {4}
-    assert left(made.resolve({"brand": 0})) == set(range(0, 100, 7))
-
-
 def test_what_was_delisted_is_never_eligible() -> None:
     made = eligibility(torch.arange(ITEMS) % 2 == 0)
     assert made.resolve() == Narrowing((), None, 300) and made.resolve(None, [3, 4]).left == 299

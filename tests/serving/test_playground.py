@@ -202,7 +202,7 @@ def test_the_page_holds_no_model_that_was_exchanged() -> None:
     look, gone = Playground(manager), weakref.ref(manager.now.recommender)
     assert look._titles(manager.now).of(3)["item_id"] == 3
     assert look._serving("nll") is look.other is not None
-    manager._replace([serving()])
+    manager._served = (serving(),)
     assert gone() is None
 
 

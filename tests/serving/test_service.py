@@ -223,10 +223,10 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     again = service.ask("/v1/recommend", body | {"history": ["3"]})[1]  # the same id: the list that was shown
     assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
     now = service.app.manager.now
-    service.app.manager._replace([replace(now, versions=now.versions | {"catalog": "c2"})])
+    service.app.manager._served = (replace(now, versions=now.versions | {"catalog": "c2"}),)
     later = service.ask("/v1/recommend", body)[1]  # items may have other codes now
     assert (later["items"], later["codes"], later["versions"]["catalog"]) == ([4, 5], [[], []], "c1")
-    service.app.manager._replace([now])
+    service.app.manager._served = (now,)
     assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
     others: list[dict[str, Any]] = [
         *({"history": [7]}, {"user_id": "bob"}, {"user_id": None}, {"history": [7], "user_id": "bob"}),

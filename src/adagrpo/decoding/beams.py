@@ -39,10 +39,7 @@ class _Step(NamedTuple):
     codes: Tensor  # (B, W) int64
 
 
-class _Written(NamedTuple):
-    parents: Tensor  # (B, W) int64
-    codes: Tensor  # (B, W) int64
-    log_probs: Tensor  # (B, W) float32
+_Written = tuple[_Step, Tensor]  # with (B, W) float32 log-probabilities of its codes
 
 
 @torch.no_grad()
@@ -75,12 +72,14 @@ def beam_search_and_score(
 ) -> tuple[Beams, Tensor]:
     """Run `beam_search`, and score other sequences, (B, G), in the same passes."""
     levels = check(policy, trie)
-    _check_width("width", width)
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
     if excluded is not None and trie is None:
         raise ValueError("excluded is of a trie, which the search must be given too")
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
-    scores, nodes = _root(logits)
+    scores = logits.new_zeros(logits.shape[:2], dtype=torch.float32)  # of one empty hypothesis per sample
+    nodes = torch.zeros_like(scores, dtype=torch.int64)
     asked = scores[:, :0] if codes is None else scores.new_zeros(codes.shape[:2])
     written: list[_Written] = []
     for level in range(levels):
@@ -120,13 +119,15 @@ def beam_search_both(
 ) -> tuple[Beams, Beams]:
     """Return constrained and free beams, as of two searches, evaluating shared prefixes once."""
     levels = check(policy, trie)
-    _check_width("width", width)
     constrained_width = width if constrained_width is None else constrained_width
-    _check_width("constrained_width", constrained_width)
+    for name, value in (("width", width), ("constrained_width", constrained_width)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     state = policy.start(context)
     logits = policy.logits(state)
-    inside_scores, nodes = _root(logits)  # nodes (B, J); those of the constrained search come first
-    free_scores, hypotheses = _root(logits)  # hypotheses (B, W): indices of the free search's among the J
+    inside_scores = free_scores = logits.new_zeros(logits.shape[:2], dtype=torch.float32)
+    nodes = hypotheses = torch.zeros_like(inside_scores, dtype=torch.int64)
+    # nodes (B, J), of the constrained search first; hypotheses (B, W): indices of the free search's among the J
     inside_written: list[_Written] = []
     free_written: list[_Written] = []
     for level in range(levels):
@@ -142,23 +143,22 @@ def beam_search_both(
         free_written.append(_write(free, log_probs, origins))
         if level + 1 < levels:
             free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
-            shared = _shared(inside, inside_nodes, free._replace(parents=origins), free_nodes)
-            hypotheses, nodes = shared.hypotheses, shared.nodes
-            state = policy.advance(state, shared.parents, shared.codes)
+            hypotheses, parents, codes, nodes = _shared(
+                inside, inside_nodes, free._replace(parents=origins), free_nodes
+            )
+            state = policy.advance(state, parents, codes)
             logits = policy.logits(state)
     inside_beams = _beams(inside_written, inside_scores, constrained_width, inside_nodes)
     return inside_beams, _beams(free_written, free_scores, width, None)
 
 
-class _Shared(NamedTuple):
-    hypotheses: Tensor  # (B, W) int64, index of each free hypothesis among the J
-    parents: Tensor  # (B, J) int64
-    codes: Tensor  # (B, J) int64
-    nodes: Tensor  # (B, J) int64, -1 for a prefix outside the trie
+def _shared(
+    inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge the hypotheses of both searches; `parents` index the previous merged ones.
 
-
-def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
-    """Merge the hypotheses of both searches; `parents` index the previous merged ones."""
+    (B, W) index of each free hypothesis among the J; their (B, J) parents, codes, and nodes, -1 outside the trie.
+    """
     samples, count = inside_nodes.shape
     ordered, order = inside_nodes.sort(dim=1)
     index = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
@@ -175,7 +175,7 @@ def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor
         behind = first.new_full((samples, extra + 1), filling)
         return torch.cat([first, behind], dim=1).scatter_(1, target, second)[:, :-1]
 
-    return _Shared(
+    return (
         hypotheses,
         joined(inside.parents, free.parents, 0),
         joined(inside.codes, free.codes, 0),
@@ -183,24 +183,18 @@ def _shared(inside: _Step, inside_nodes: Tensor, free: _Step, free_nodes: Tensor
     )
 
 
-def _root(logits: Tensor) -> tuple[Tensor, Tensor]:  # (B, 1) scores and nodes of one empty hypothesis per sample
-    shape, device = logits.shape[:2], logits.device
-    return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
-
-
 # step (B, W); log_probs (B, J, K) of the next codes; origins (B, W) index of each one's parent among the J
 def _write(step: _Step, log_probs: Tensor, origins: Tensor) -> _Written:
-    new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
-    return _Written(step.parents, step.codes, new)
+    return step, log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
 
 
 # scores (B, W); nodes (B, W) of the last level
 def _beams(written: list[_Written], scores: Tensor, width: int, nodes: Tensor | None) -> Beams:
-    last = written[-1]
-    codes, log_probs, parents = [last.codes], [last.log_probs], last.parents
-    for before in reversed(written[:-1]):
+    last, of_last = written[-1]
+    codes, log_probs, parents = [last.codes], [of_last], last.parents
+    for before, of_before in reversed(written[:-1]):
         codes.append(before.codes.gather(1, parents))
-        log_probs.append(before.log_probs.gather(1, parents))
+        log_probs.append(of_before.gather(1, parents))
         parents = before.parents.gather(1, parents)
     nothing, missing, pad = scores == -torch.inf, width - scores.shape[1], torch.nn.functional.pad
     leaves = torch.full_like(last.codes, -1) if nodes is None else nodes.masked_fill(nothing, -1)
@@ -303,8 +297,3 @@ def top_of_many(values: Tensor, count: int) -> Tensor:  # values (B, N) float32 
     blocks = top(parts.amax(-1), count).sort(-1).values  # (B, count), ascending, since ties are broken by index
     best = top(take(parts, blocks).flatten(1), count)
     return blocks.gather(1, best // PART) * PART + best % PART
-
-
-def _check_width(name: str, width: int) -> None:
-    if width < 1:
-        raise ValueError(f"{name} must be at least 1, got {width}")

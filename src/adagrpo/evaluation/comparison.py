@@ -228,21 +228,16 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
         for reference in ((START, "start"), (CONTINUED, point[1]))
         if reference in users and point[0] not in (START, reference[0])
     ]
-    own = [values[point] for point in users]
     differences = [values[point] - values[reference] for point, reference in pairs]
-    intervals = bootstrap_means(np.concatenate([*own, *differences]), resamples=resamples)
+    intervals = bootstrap_means(np.concatenate([*values.values(), *differences]), resamples=resamples)
     parts = iter([intervals[first : first + len(names)] for first in range(0, len(intervals), len(names))])
-
-    def named(*, tested: bool) -> dict[str, dict[str, float]]:
-        kept = ("mean", "low", "high", "p_value") if tested else ("mean", "low", "high")  # rates are not tested
-        return {
-            name: {field: getattr(interval, field) for field in kept}
-            for name, interval in zip(names, next(parts), strict=True)
-        }
-
-    checkpoints = [{"arm": arm, "checkpoint": kind, "metrics": named(tested=False)} for arm, kind in users]
-    against = [
-        {"arm": arm, "checkpoint": kind, "reference": reference, "metrics": named(tested=True)}
-        for (arm, kind), (reference, _) in pairs
-    ]
+    checkpoints, against = [], []
+    for arm, kind in users:
+        own = {name: one._asdict() for name, one in zip(names, next(parts), strict=True)}
+        for rates in own.values():  # which are not tested
+            del rates["p_value"]
+        checkpoints.append({"arm": arm, "checkpoint": kind, "metrics": own})
+    for (arm, kind), (reference, _) in pairs:
+        tested = {name: one._asdict() for name, one in zip(names, next(parts), strict=True)}
+        against.append({"arm": arm, "checkpoint": kind, "reference": reference, "metrics": tested})
     return {"users": len(start), "checkpoints": checkpoints, "against": against}

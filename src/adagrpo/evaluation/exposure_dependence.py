@@ -1,14 +1,11 @@
 """Does what a shop shows depend on who comes? And if not, what do clicks on it say of a list?
 
-`exchanged` pairs visits that follow each other in time: item i was shown to user a, j to b. If what is shown does not
-depend on the user, i could as well have been shown to b and j to a. So of the pairs in which a list prefers either (of
-a's and b's comparisons of i and j one more speaks for it), it prefers what happened in half, whatever the list is.
-Only items that neither had had are paired: a shop that hides these depends on the user by that alone. Nor are those
-that either was shown before: who comes often has seen what is shown often, so of the rest he is shown what is rare.
+Item i was shown to user a, j to b, who came next. If what is shown does not depend on the user, it could as well have
+been the other way round, so any list prefers what happened in half of such pairs. Items that either had had, or was
+shown before, are not paired: a shop hides the former, and who comes often has seen what is shown often.
 
-Where it does not depend on him, clicks on those shown items that are in a user's list, each weighted by one over how
-often its item was shown, say what he would click of the list (replay: Li et al. 2011; self-normalised weights by
-propensity: Swaminathan and Joachims 2015).
+Where it does not depend on him, clicks on shown items of a user's list, each weighted by one over how often its item
+was shown, say what he would click of the list (replay: Li et al. 2011; Swaminathan and Joachims 2015).
 """
 
 from __future__ import annotations

@@ -132,8 +132,7 @@ def predict(
         done += len(rows)
         report(done, count)
     share = invalid / max(1, len(uniforms) * SAMPLES)
-    scored = rewards if reward is not None else None
-    return Predictions(items, scores, scored, free_codes, free_valid, share, unmasked)
+    return Predictions(items, scores, None if reward is None else rewards, free_codes, free_valid, share, unmasked)
 
 
 def summarise(
@@ -185,26 +184,22 @@ def rank_by_ranker(
     max_history: int,
     width: int = 50,
     exclude_history: bool = False,
-    eligible: Tensor | None = None,  # (V,) bool
 ) -> dict[str, float]:
-    """Measure the ranker's retrieval over the catalogue or its eligible items."""
+    """Measure the ranker's retrieval over the catalogue."""
     ranker.eval()
     wide = min(width + (max_history if exclude_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in batches(cases, batch_size, max_history, ranker.items.weight.device, whole=exclude_history):
         with mixed_precision(ranker):
             scores = ranker.catalogue_scores(ranker.last_states(histories))
-        if eligible is not None:
-            scores = scores.masked_fill(~eligible, -torch.inf)
         best = scores.topk(wide)
-        ranked = best.indices.masked_fill(best.values == -torch.inf, -1)
+        ranked = best.indices
         if exclude_history:
             ranked = _unseen(ranked, best.values, histories, width)[0]
             short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
             if len(short) and wide < scores.shape[1]:
                 every = scores[short].sort(dim=1, descending=True, stable=True)
-                found = every.indices.masked_fill(every.values == -torch.inf, -1)
-                ranked[short] = _unseen(found, every.values, histories.rows(short), width)[0]
+                ranked[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
         items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
     return retrieval(items, cases)
 

@@ -85,13 +85,10 @@ def shown_quality(
 def calibration_bins(confidence: Floats, hit: NDArray[np.bool_]) -> list[dict[str, float]]:
     """Return cases, mean confidence and hit rate of ten equal bins over [0, 1], without empty ones."""
     bin_index = np.minimum((confidence * 10).astype(np.int64), 9)
+    parts = [bin_index == index for index in np.unique(bin_index)]
     return [
-        {
-            "cases": int((bin_index == index).sum()),
-            "confidence": float(confidence[bin_index == index].mean()),
-            "hit_rate": float(hit[bin_index == index].mean()),
-        }
-        for index in np.unique(bin_index)
+        {"cases": int(part.sum()), "confidence": float(confidence[part].mean()), "hit_rate": float(hit[part].mean())}
+        for part in parts
     ]
 
 

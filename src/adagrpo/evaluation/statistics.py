@@ -52,9 +52,6 @@ def bootstrap_mean(
 
     The p-value `2 min(P*(mean ≤ 0), P*(mean ≥ 0))` counts the observed sample, so it is at least `2 / (resamples + 1)`.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"values has shape {values.shape}: expected (N,) finite numbers, N at least 1")
     return bootstrap_means(values[None], resamples=resamples, level=level, seed=seed)[0]
 
 

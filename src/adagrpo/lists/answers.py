@@ -58,9 +58,12 @@ def answer(
     """
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
-    _check_lists("histories", histories, len(histories))
-    if exclude is not None:
-        _check_lists("exclude", exclude, len(histories))
+    if exclude is not None and len(exclude) != len(histories):
+        raise UserError(f"exclude: holds {len(exclude)} lists for {len(histories)} histories; give one for each")
+    for name, lists in (("histories", histories), ("exclude", () if exclude is None else exclude)):
+        for index, ids in enumerate(lists):
+            if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
+                raise UserError(f"{name}[{index}]: is {ids!r}; a list of item ids is wanted, one list for each user")
     known, unknown = zip(*map(served.known, histories), strict=True) if histories else ((), ())
     left_out = None if exclude is None else [served.known(ids)[0] for ids in exclude]
     answers = [Answer([], [], [], names) for names in unknown]
@@ -68,35 +71,21 @@ def answer(
     order = sorted((row for row, items in enumerate(known) if items or popular), key=lambda row: -len(known[row]))
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        without = [(*held.without, *(() if left_out is None else left_out[row])) for row in rows]
-        grouped, times = (
-            [None if parts is None else served.of_known(histories[row], parts[row]) for row in rows]
-            for parts in (baskets, days)
-        )
         queries = [
             Query(
                 known[row],
-                None,
-                out,
-                held.eligible,
-                baskets=together,
-                days=when,
+                without=(*held.without, *(() if left_out is None else left_out[row])),
+                eligible=held.eligible,
+                baskets=None if baskets is None else served.of_known(histories[row], baskets[row]),
+                days=None if days is None else served.of_known(histories[row], days[row]),
                 now=now,
                 user=None if users is None else users[row],
                 time=time,
             )
-            for row, out, together, when in zip(rows, without, grouped, times, strict=True)
+            for row in rows
         ]
         for row, query, found in zip(rows, queries, served.recommend(queries), strict=True):
             told = reasons(served, query, found.items[:k], found.source) if explain else None
             answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source, told)
         report(first + len(rows))
     return answers
-
-
-def _check_lists(name: str, lists: Sequence[Sequence[ItemId]], count: int) -> None:
-    if len(lists) != count:
-        raise UserError(f"{name}: holds {len(lists)} lists for {count} histories; give one for each")
-    for index, ids in enumerate(lists):
-        if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
-            raise UserError(f"{name}[{index}]: is {ids!r}; a list of item ids is wanted, one list for each user")

@@ -36,7 +36,3 @@ class ContentSimilarity(CandidateSource):
         weights = torch.where(past.items >= 0, DECAY ** past.baskets.float(), 0.0)
         profile = (weights.unsqueeze(-1) * vectors[past.items.clamp(min=0)]).sum(dim=1)
         return functional.normalize(profile, dim=1)
-
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the scores unchanged."""
-        return scores

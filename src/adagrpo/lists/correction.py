@@ -59,12 +59,6 @@ class Correction(nn.Module):
         activated = [layer for linear in hidden for layer in (linear, nn.GELU(), CaseDropout())]
         self.layers = nn.Sequential(*activated, last)
 
-    def standardise(self, inputs: Tensor) -> None:
-        """Set mean and standard deviation from inputs (M, 3F)."""
-        if len(inputs):
-            self.mean.copy_(inputs.mean(dim=0))
-            self.deviation.copy_(inputs.std(dim=0, correction=0).clamp(min=1e-6))
-
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the (B, N) corrections for inputs (B, N, 3F) from `inputs_of`."""
         added: Tensor = self.layers((inputs - self.mean) / self.deviation)
@@ -106,7 +100,10 @@ def fit_correction(cases: ChoiceTensors, scores: Tensor, epochs: int, seed: int)
     with DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         made = Correction(cases.inputs.shape[-1] // 3)
-    made.standardise(cases.inputs[cases.there])
+    inputs = cases.inputs[cases.there]
+    if len(inputs):
+        made.mean.copy_(inputs.mean(dim=0))
+        made.deviation.copy_(inputs.std(dim=0, correction=0).clamp(min=1e-6))
     generator = torch.Generator().manual_seed(seed)
     for part in made.layers:
         if isinstance(part, CaseDropout):

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.groups import GroupValue, ItemGroups
@@ -55,18 +54,10 @@ class Eligibility:
         catalog: Catalog,
         groups: Callable[[], ItemGroups],
         known: Callable[[Sequence[str | int]], tuple[list[int], list[str | int]]],
-        *,
-        within: Tensor | None = None,  # (V,) bool
-        memory: int = MEMORY,
+        memory: int = MEMORY,  # bytes of the cache, which keeps at least one mask
     ) -> None:
-        """Start with no masks.
-
-        Args:
-            groups: called when a filter first names a column.
-            within: items that may be listed at all; None: all.
-            memory: bytes of the cache, which keeps at least one mask.
-        """
-        self._trie, self._known, self._within, self._memory = catalog.trie, known, within, memory
+        """Start with no masks; `groups` is called when a filter first names a column."""
+        self._trie, self._known, self._memory = catalog.trie, known, memory
         self._listed = catalog.listed.cpu().numpy()  # (V,)
         self._load = groups
         self._masks: OrderedDict[bytes, Eligible] = OrderedDict()
@@ -89,12 +80,10 @@ class Eligibility:
         Raises:
             UserError: a malformed filter, or unknown column or value.
         """
-        wanted, unwanted = (
-            (None if include is None else _columns("include", include)),
-            _columns("exclude", exclude or {}),
-        )
+        wanted = None if include is None else _columns("include", include)
+        unwanted = _columns("exclude", exclude or {})
         count = len(self._trie.items)
-        if wanted is None and self._within is None and not unwanted.keys() - {ITEM_ID}:
+        if wanted is None and not unwanted.keys() - {ITEM_ID}:
             without = tuple(sorted({*self._known(unwanted.get(ITEM_ID, ()))[0]}))
             if len(without) <= FEW:
                 return Narrowing(without, None, count - int(self._listed[list(without)].sum()))
@@ -114,7 +103,10 @@ class Eligibility:
             if key in self._masks:
                 self._masks.move_to_end(key)
                 return self._masks[key]
-        made = self._trie.eligible(torch.from_numpy(self._items(wanted, unwanted)).to(self._trie.items.device))
+        kept = self.matching(wanted or {}, "include")
+        for name, values in unwanted.items():
+            kept &= ~self._matching("exclude", name, values)
+        made = self._trie.eligible(torch.from_numpy(kept).to(self._trie.items.device))
         with self._lock:
             if key in self._masks:  # another thread computed it meanwhile
                 return self._masks[key]
@@ -123,14 +115,6 @@ class Eligibility:
             while len(self._masks) > 1 and (self._used > self._memory or len(self._masks) > MOST):
                 self._used -= self._masks.popitem(last=False)[1].memory + OVERHEAD
         return made
-
-    def _items(self, wanted: _Columns | None, unwanted: _Columns) -> NDArray[np.bool_]:
-        kept = self.matching(wanted or {}, "include")
-        if self._within is not None:
-            kept &= self._within.cpu().numpy()
-        for name, values in unwanted.items():
-            kept &= ~self._matching("exclude", name, values)
-        return kept
 
     def _matching(self, field: str, name: str, values: tuple[GroupValue, ...]) -> NDArray[np.bool_]:
         matching = np.zeros_like(self._listed)
@@ -169,25 +153,19 @@ def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue
         if equals and name and not names_file(word):
             columns.setdefault(name, []).append(value)
             continue
-        for name, values in _of_file(Path(word), option).items():
+        path = Path(word)
+        file = f"{option} {path}"
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            content = json.loads(text) if path.suffix == ".json" else lines
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: is no column=value and no readable file of item ids or JSON filter") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: is no JSON ({error})") from error
+        for name, values in _columns(file, content).items():
             columns.setdefault(name, []).extend(values)
     return columns if words else None
-
-
-def _of_file(path: Path, option: str) -> _Columns:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{option} {path}: is no column=value and no readable file of item ids or JSON filter"
-        ) from error
-    if path.suffix != ".json":
-        return {ITEM_ID: tuple(line.strip() for line in text.splitlines() if line.strip())}
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{option} {path}: is no JSON ({error})") from error
-    return _columns(f"{option} {path}", content)
 
 
 def _columns(field: str, given: object) -> _Columns:

@@ -14,6 +14,7 @@ import torch
 from adagrpo.lists.correction import inputs_of
 from adagrpo.lists.query import ItemId, Query, Source
 from adagrpo.lists.recommender import Recommender
+from adagrpo.lists.rules import Moved
 from adagrpo.lists.sources import NearestItems
 
 LONGEST_TITLE = 90  # characters
@@ -37,11 +38,12 @@ class ItemTitles:
         return table.with_columns(pl.concat_str(["item_id", "title"], separator=" ").str.to_lowercase().alias("words"))
 
     def of(self, item: int) -> dict[str, Any]:
-        """Return an item's id and title, and whether it is listed."""
+        """Return an item's id, title, whether it is listed, and `about`, texts such as `category=toys`."""
         title = self._table["title"][item].strip()
         title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..."
         listed = bool(self._table["listed"][item])
-        return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed}
+        about = self.recommender.eligibility.groups.about(item)
+        return {"item_id": self.recommender.item_ids[item], "title": title, "listed": listed, "about": about}
 
     def search(self, text: str, count: int) -> list[dict[str, Any]]:
         """Return the first items whose id or title contains every word."""
@@ -72,10 +74,11 @@ def explain(recommender: Recommender, titles: ItemTitles, query: Query, k: int) 
     ]
     if len(query.history) and items:
         log_probs, rewards = recommender.score_items(query.history, items)
-        ranks = _ranks(rewards) if rewards is not None else [None] * len(items)
+        order = None if rewards is None else sorted(range(len(rewards)), key=lambda index: -rewards[index])
         for index, row in enumerate(rows):
-            row |= {"log_probs": [value if math.isfinite(value) else None for value in log_probs[index]]}
-            row |= {"reward": None if rewards is None else rewards[index], "reward_rank": ranks[index]}
+            row["log_probs"] = [value if math.isfinite(value) else None for value in log_probs[index]]
+            if rewards is not None and order is not None:
+                row |= {"reward": rewards[index], "reward_rank": order.index(index) + 1}
     narrowed = query.eligible is not None or bool(len(query.without)) or bool(query.exclude_history)
     return {"source": found.source, "list": rows, "removed": removed if narrowed or recommender.exclude_history else []}
 
@@ -120,10 +123,8 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
         if rewards is not None:
             factor = recommender.reward_weight / recommender.within_list_std
             parts["reward"] = {item: factor * value for item, value in zip(listed, rewards, strict=True)}
-    means = {}
-    for name, values_of in parts.items():
-        values = [values_of[item] for item in listed if item in values_of]
-        means[name] = sum(values) / max(1, len(values))
+    known = {name: [part[item] for item in listed if item in part] for name, part in parts.items()}
+    means = {name: sum(values) / max(1, len(values)) for name, values in known.items()}
     history = recommender.weighed_history(query) if near and len(query.history) else []
     told = []
     for item in listed:
@@ -134,19 +135,14 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
                 strength[had] = strength.get(had, 0.0) + weight * float(one.near[had, item])
             strongest = sorted((had for had in strength if strength[had] > 0), key=lambda had: -strength[had])[:MATCHES]
             matches |= {name: [recommender.item_ids[had] for had in strongest]} if strongest else {}
-        moved = moves.get(item)
+        moved = moves.get(item, Moved([], None))
         told.append(
             {
                 "sources": [name for name, found in proposed.items() if item in found],
                 "features": {name: part[item] - means[name] for name, part in parts.items() if item in part},
                 "history": matches,
-                "rules": [] if moved is None else moved.by,
-                "rank_without_rules": None if moved is None else moved.rank,
+                "rules": moved.by,
+                "rank_without_rules": moved.rank,
             }
         )
     return told
-
-
-def _ranks(values: Sequence[float]) -> list[int]:
-    order = sorted(range(len(values)), key=lambda index: -values[index])
-    return [order.index(index) + 1 for index in range(len(values))]

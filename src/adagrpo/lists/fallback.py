@@ -45,7 +45,7 @@ class CircuitBreaker:
         self.why = ""  # the last failure, in words
         self.until = math.inf  # when the requests of the next calls are out of time, by the clock
         self._say, self._is_silent, self._last = say, False, ""
-        self.fallbacks = self.opened = 0
+        self.fallbacks = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
         self._free, self._calls = Semaphore(AT_ONCE), SimpleQueue[Callable[[], None] | None]()
         for number in range(AT_ONCE):  # not those of an executor, which the end of the process would wait for
@@ -115,7 +115,6 @@ class CircuitBreaker:
         if self._in_a_row >= self.failures:
             self._closed_until = self._clock() + self.pause
             self._in_a_row = self.failures - 1  # the one call after the pause decides
-            self.opened += 1
 
 
 def answer_of(ask: Ask, reward: Reward, histories: Histories, items: Tensor) -> Tensor | None:

@@ -115,8 +115,13 @@ class _Linear:
         return max(found, key=lambda one: (float(one.likelihoods.sum()), one.shrinkage))
 
     def likelihoods(self, scores: Floats, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
+        """Weighted means of the chosen items' log softmax."""
         kept, weights = self.answered[rows], self.choices.case_weights[rows]
-        return np.asarray(_log_shares(scores[kept], self.chosen[rows][kept]) * weights[kept])
+        scores, chosen = scores[kept], self.chosen[rows][kept]
+        highest = scores.max(axis=1, keepdims=True)
+        sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
+        shares = np.where(chosen, scores, 0.0).sum(axis=1) / chosen.sum(axis=1) - sums
+        return np.asarray(shares * weights[kept])
 
 
 @contextmanager
@@ -161,11 +166,14 @@ def fit_weights(
             linear = _Linear(choices, names, [name for name in used if name in {*linear.used, *helpful}], seed)
             crossed = linear.cross_fitted(pool, SHRINKAGE)
         (weights,) = linear.fitted(everyone, [crossed.shrinkage])
-        there = torch.from_numpy(linear.there)
+        there, counts = torch.from_numpy(linear.there), linear.chosen.sum(axis=1, keepdims=True)
+        targets = torch.from_numpy(linear.chosen.argmax(axis=1))
+        if counts.max(initial=0) > 1:
+            targets = torch.from_numpy((linear.chosen / counts.clip(1)).astype(np.float32))
         cases = ChoiceTensors(
             inputs_of(torch.from_numpy(choices.features[..., linear.columns]), there),
             there,
-            _as_targets(linear.chosen),
+            targets,
             torch.from_numpy(choices.case_weights).float(),
         )
 
@@ -237,16 +245,3 @@ def _conditional_logit(
         return shrinkage * away @ away - likelihood, 2 * shrinkage * away - averaging @ (of_chosen - expected)
 
     return np.asarray(optimize.minimize(loss, prior, jac=True, method="L-BFGS-B").x)
-
-
-def _as_targets(chosen: NDArray[np.bool_]) -> Tensor:  # (N,) int64 indices or, of several, (N, C) float32 shares
-    counts = chosen.sum(axis=1, keepdims=True)
-    if not len(counts) or counts.max() <= 1:
-        return torch.from_numpy(chosen.argmax(axis=1))
-    return torch.from_numpy((chosen / counts.clip(1)).astype(np.float32))
-
-
-def _log_shares(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:  # (N,) mean log softmax of the chosen
-    highest = scores.max(axis=1, keepdims=True)
-    sums = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
-    return np.asarray(np.where(chosen, scores, 0.0).sum(axis=1) / chosen.sum(axis=1) - sums)

@@ -116,10 +116,9 @@ class Fusion:
     ) -> Candidates:
         """Merge beam and proposals, and compute their features.
 
-            Args:
-        beam: (B, W) items, -1 for none, and their log-probabilities.
-                log_probs: (B, P) of the proposed items.
-                reward: required if the fusion has reward features.
+        Args:
+            beam: (B, W) items, -1 for none, and their log-probabilities.
+            log_probs: (B, P) of the proposed items.
         """
         beyond = unite([beam[0], proposals.items])[:, beam[0].shape[1] :]
         kept = int((beyond >= 0).sum(dim=1).max()) if beyond.numel() else 0
@@ -152,8 +151,9 @@ class Fusion:
         answer: Tensor | None = None
         if self.rewards:
             assert reward is not None, "the fusion asks one"
-            ask = _ask_whole if self.rewards == (REWARD,) else ask_members
-            answer = answer_of(ask, reward, histories, items)
+            whole = self.rewards == (REWARD,)  # one feature even of a sum
+            answer = answer_of(ask_reward if whole else ask_members, reward, histories, items)
+            answer = answer.unsqueeze(-1) if whole and answer is not None else answer
             zeros = torch.zeros((*items.shape, len(self.rewards)), device=items.device)
             columns += (zeros if answer is None else answer.nan_to_num(0.0)).unbind(-1)
         features = torch.stack([column.masked_fill(items < 0, 0.0) for column in columns], dim=-1)
@@ -169,10 +169,6 @@ class Fusion:
         """Return the best (B, W) items and scores, padded with -1 and -inf; ties keep their order."""
         scores, order = self.scores(candidates).sort(dim=1, descending=True, stable=True)
         return candidates.items.gather(1, order)[:, :width], scores[:, :width]
-
-
-def _ask_whole(reward: Reward, histories: Histories, items: Tensor) -> Tensor:  # (B, N, 1), one feature even of a sum
-    return ask_reward(reward, histories, items).unsqueeze(-1)
 
 
 def unite(parts: list[Tensor]) -> Tensor:

@@ -49,6 +49,8 @@ class OwnItems(CandidateSource):
 class OwnRecent(CandidateSource):
     """How often and how recently, in baskets."""
 
+    floor: float | None = FLOOR
+
     def __init__(self, num_items: int) -> None:
         self.num_items = num_items
 
@@ -58,22 +60,16 @@ class OwnRecent(CandidateSource):
         found = _summed(past, DECAY**past.baskets, self.num_items)
         return found.masked_fill(found == 0, -torch.inf)
 
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return log(s + floor)."""
-        return (scores.clamp(min=0.0) + FLOOR).log()
-
 
 class OwnSince(OwnRecent):
     """How long ago, in days."""
+
+    floor = None
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) values in (0, 1]; 0 for items never had, or at unknown times."""
         past = past_of(histories)
         return _greatest(past, (1.0 / (1.0 + past.days.clamp(min=0.0) / MONTH)).nan_to_num(0.0), self.num_items)
-
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the scores unchanged."""
-        return scores
 
 
 class OwnDue(OwnSince):

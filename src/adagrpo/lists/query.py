@@ -111,9 +111,8 @@ def past_of_queries(queries: Sequence[Query], grouped: bool) -> Past:
 def by_item_within(query: Query) -> Query:
     """Return the query with each known basket in the order of item numbers, as in prepared histories.
 
-    Example:
-        >>> by_item_within(Query([5, 3, 4], baskets=[0, 0, 1])).history
-        [3, 5, 4]
+    >>> by_item_within(Query([5, 3, 4], baskets=[0, 0, 1])).history
+    [3, 5, 4]
     """
     known = query.days if query.baskets is None else query.baskets
     if known is None:

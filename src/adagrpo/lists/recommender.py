@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import (
-    beam_search,
     beam_search_and_score,
     draw_slates,
     inclusion_log_prob,
@@ -45,8 +44,7 @@ from adagrpo.lists.query import (
     past_of_queries,
 )
 from adagrpo.lists.rules import Moved, Rules
-from adagrpo.lists.sources import DECAY, CandidateSource, best_of
-from adagrpo.lists.stored import StoredLists
+from adagrpo.lists.sources import DECAY, CandidateSource, StoredLists, best_of
 from adagrpo.networks import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward, ask_catalogue, ask_reward
@@ -166,17 +164,15 @@ class Recommender:
         if self.rules is None or isinstance(self.alone, StoredLists):  # what users get today stays as it is
             return self._without_rules(queries)
         queries = [self.rules.narrow(query) for query in queries]
-        return [*map(self._under_rules, queries, self._without_rules(queries))]
-
-    def _under_rules(self, query: Query, found: Recommendations) -> Recommendations:
-        """Return a list in the order of the rules; a pin that was not found scores NaN."""
-        assert self.rules is not None, "there are rules"
-        if found.source == "sampled":
-            return found
-        items = self.known(found.items)[0]
-        scores = dict(zip(items, found.scores, strict=True))
-        order = self.rules.order(items, found.scores, self.width, self._may_hold(query))
-        return self._named(order, [scores.get(item, math.nan) for item in order])._replace(source=found.source)
+        lists = self._without_rules(queries)
+        for row, (query, found) in enumerate(zip(queries, lists, strict=True)):
+            if found.source != "sampled":
+                items = self.known(found.items)[0]
+                scores = dict(zip(items, found.scores, strict=True))
+                order = self.rules.order(items, found.scores, self.width, self._may_hold(query))
+                named = self._named(order, [scores.get(item, math.nan) for item in order])  # NaN: a pin not found
+                lists[row] = named._replace(source=found.source)
+        return lists
 
     def _may_hold(self, query: Query) -> Callable[[int], bool]:
         out = {*query.without, *(query.history if self._masks(query) else ())}
@@ -194,9 +190,8 @@ class Recommender:
         narrowed = self.rules.narrow(query)
         found, before = (self._without_rules([one])[0] for one in (narrowed, query))
         items, open_list = (self.known(one.items)[0] for one in (found, before))
-        moved = self.rules.moved(items, found.scores, self.width, self._may_hold(narrowed))
         moves = {}
-        for item, names in moved.items():
+        for item, names in self.rules.moved(items, found.scores, self.width, self._may_hold(narrowed)).items():
             rank, was = (one.index(item) + 1 if item in one else None for one in (items, open_list))
             moves[item] = Moved([*(self.rules.filters if rank != was else ()), *names], was)
         return moves
@@ -293,13 +288,12 @@ class Recommender:
             reach: number of sampled items.
         """
         batch = self._batch(queries, self._masks(queries[0]))
-        device, longest = self.catalog.codes.device, max(map(len, slates))
-        padded = [[*slate, *[-1] * (longest - len(slate))] for slate in slates]
-        options = self._drawing(queries, batch)
+        device, options = self.catalog.codes.device, self._drawing(queries, batch)
+        padded = self._padded(slates)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=device)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            log_probs = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
+            log_probs = slate_log_probs(self.policy, context, padded, **options)
             drawn = draw_slates(self.policy, self.policy.encode(batch), reach, seeds, **options)
         items, shares, keys = (values.cpu().numpy() for values in (drawn.items, drawn.log_probs, drawn.keys))
         weights = np.zeros(items[:, :-1].shape)
@@ -309,7 +303,7 @@ class Recommender:
         return ListPropensities(log_probs.cpu().numpy(), items[:, :-1], weights)
 
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
-        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        closed, eligible = self._padded([query.without for query in queries]), [query.eligible for query in queries]
         if batch.older is not None:
             closed = torch.cat([closed, batch.whole], dim=1)
         excluded = self.catalog.trie.excluding(closed, eligible)
@@ -322,9 +316,9 @@ class Recommender:
             raise ValueError("a list that is drawn needs the seed of its query")
         batch = self._batch(queries, masked)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
-        options = self._drawing(queries, batch)
         with mixed_precision(self.policy, self.precision):
-            drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
+            context, options = self.policy.encode(batch), self._drawing(queries, batch)
+            drawn = draw_slates(self.policy, context, self.width, seeds, **options)
         rows = (drawn.items, drawn.log_probs, rank_log_probs(drawn.log_probs, drawn.rest), drawn.keys)
         lists = []
         for items, scores, propensities, keys in zip(*(values.tolist() for values in rows), strict=True):
@@ -349,7 +343,13 @@ class Recommender:
             items, scores = self.fusion.order(self.candidates(queries), self.width)
             return self._lists(items, scores, "fused")
         batch = self._batch(queries, masked)
-        whole = self._of_catalogue(batch)
+        whole = None  # scores of the catalogue; None for a policy's list or a failed reward
+        if self.alone is not None:
+            whole = self.alone.scores(batch)
+        elif self.reward_alone:
+            assert self.reward is not None, "lists of the reward alone have one"
+            every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(queries), -1)
+            whole = answer_of(ask_catalogue, self.reward, batch, every)
         if whole is not None:
             return self._lists(*best_of(whole, self._ruled_out(queries, batch, masked), self.width), "alone")
         items, scores, _ = self._beam(queries, batch, masked)
@@ -364,15 +364,6 @@ class Recommender:
         rows = zip(items.tolist(), scores.tolist(), strict=True)
         return [self._named(*row)._replace(source=source) for row in rows]
 
-    def _of_catalogue(self, batch: Histories) -> Tensor | None:  # (B, V); None for a policy's list or a failed reward
-        if self.alone is not None:
-            return self.alone.scores(batch)
-        if not self.reward_alone:
-            return None
-        assert self.reward is not None, "lists of the reward alone have one"
-        every = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(batch.lengths), -1)
-        return answer_of(ask_catalogue, self.reward, batch, every)
-
     def _beam(
         self,
         queries: Sequence[Query],
@@ -381,7 +372,7 @@ class Recommender:
         others: Tensor | None = None,  # (B, P) int64
     ) -> _Beam:
         width = self.width + (self.max_history if masked else 0)
-        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        closed, eligible = self._padded([query.without for query in queries]), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
         # several hundred small operations, faster in inference mode; a reward's inputs are created outside of it, as
@@ -389,29 +380,29 @@ class Recommender:
         trie = self.catalog.trie
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            options: dict[str, Any] = {"trie": trie, "excluded": excluded}
-            if others is None:
-                beams, log_probs = beam_search(self.policy, context, width, **options), None
-            else:
-                codes = self.catalog.codes[others.clamp(min=0)]
-                beams, log_probs = beam_search_and_score(self.policy, context, width, codes, **options)
+            codes = None if others is None else self.catalog.codes[others.clamp(min=0)]
+            found = beam_search_and_score(self.policy, context, width, codes, trie=trie, excluded=excluded)
+        beams, log_probs = found[0], None if others is None else found[1]
         if not masked:
             return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
-        options = {"precision": self.precision, "closed": closed, "eligible": eligible}
-        found = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
-        return _Beam(*found, log_probs)
+        options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
+        return _Beam(
+            *without_history(self.policy, context, self.catalog, beams, batch, self.width, **options), log_probs
+        )
 
-    def _closed(self, queries: Sequence[Query]) -> Tensor:  # (B, X) int64, padded with -1
-        longest = max(len(query.without) for query in queries)
-        rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
-        return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
+    def _padded(self, lists: Sequence[Sequence[int]]) -> Tensor:  # (B, X) int64, padded with -1
+        longest = max(map(len, lists))
+        rows = [[*items, *[-1] * (longest - len(items))] for items in lists]
+        return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(lists), longest)
 
     def _ruled_out(self, queries: Sequence[Query], batch: Histories, masked: bool) -> Tensor:  # (B, V) bool
         out = (~self.catalog.listed).repeat(len(queries), 1)
         for row, query in enumerate(queries):
             if query.eligible is not None:
                 out[row] |= ~query.eligible.items
-        items = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
+        items = torch.cat(
+            [self._padded([query.without for query in queries]), *([batch.whole] if masked else [])], dim=1
+        )
         return torch.nn.functional.pad(out, (0, 1)).scatter_(1, items.where(items >= 0, out.shape[1]), True)[:, :-1]
 
     def _most_popular(self, query: Query) -> Recommendations:

@@ -159,7 +159,17 @@ class Rules:
                 order = range(len(items))
                 if self.diversity and made:
                     order = np.argsort(self.diversity * alike - (1 - self.diversity) * share, kind="stable").tolist()
-                free = (place for place in order if not taken[place] and self._is_free(items[place], rank, counts))
+                limits = [one for one in zip(self.at_most, counts, strict=True) if rank < one[0].within]
+                free = (
+                    place
+                    for place in order
+                    if not taken[place]
+                    and all(
+                        counted[value] < rule.n
+                        for rule, counted in limits
+                        for value in rule.values.get(items[place], ())
+                    )
+                )
                 best = next(free, None)
                 if best is None:  # pins alone are left
                     return [*made, *pins.values()]
@@ -185,12 +195,6 @@ class Rules:
                 moved[item] += [] if rank.get(item) == place else [name]
         return moved
 
-    def _is_free(self, item: int, rank: int, counts: Sequence[Counter[int]]) -> bool:
-        return all(
-            rank >= rule.within or all(counted[value] < rule.n for value in rule.values.get(item, ()))
-            for rule, counted in zip(self.at_most, counts, strict=True)
-        )
-
 
 def resolve_rules(
     options: RulesConfig,
@@ -215,16 +219,28 @@ def resolve_rules(
     narrowing = eligibility.resolve(options.include or None, options.exclude)
     if narrowing.left == 0:
         raise UserError("include, exclude: no item is left; see which values the item table has")
-    kept: NDArray[np.bool_] | None = None
+    kept = None
     if options.include or options.exclude:
         kept = np.ones(count, np.bool_) if narrowing.eligible is None else narrowing.eligible.items.cpu().numpy().copy()
         kept[list(narrowing.without)] = False
-    dated = options.available.columns
+    dated = options.available
     opens, closes = np.full(count, -np.inf), np.full(count, np.inf)
-    if options.available.from_ is not None:
-        _read_dates(groups, options.available.from_, "available.from", opens, ends=False)
-    if options.available.to is not None:
-        _read_dates(groups, options.available.to, "available.to", closes, ends=True)
+    for name, column, moments in (("from", dated.from_, opens), ("to", dated.to, closes)):
+        if column is None:
+            continue
+        groups.check(column, f"available.{name}")
+        for value in groups.values(column):  # ISO 8601, UTC without an offset
+            try:
+                moment = datetime.fromisoformat(value.strip())
+            except ValueError:
+                moment = None
+            if moment is None or value.strip().isdecimal():
+                problem = f"{column} holds {value[:60]!r}, which is no date such as 2026-01-31"
+                raise UserError(f"available.{name}: {problem}") from None
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            if name == "to" and len(value.strip()) == len("2026-01-31"):  # over at midnight
+                moment += timedelta(days=1)
+            moments[groups.items(column, value)] = moment.timestamp() / DAY
     pins = {}
     for number, pin in enumerate(options.pins):
         found, _ = known([pin.item])
@@ -238,13 +254,17 @@ def resolve_rules(
     boosts = np.zeros(count)
     for number, boost in enumerate(options.boosts):
         matching = eligibility.matching(boost.where, f"boosts.{number}.where")
-        for name, bounds in boost.range.items():
-            matching &= _in_range(groups, name, bounds, f"boosts.{number}.range.{name}", count)
+        for name, limits in boost.range.items():
+            matching &= _in_range(groups, name, limits, f"boosts.{number}.range.{name}", count)
         boosts[matching] += boost.by
-    caps = [
-        AtMost(_values_of(groups, rule.column, f"at_most.{number}.column"), rule.n, rule.within)
-        for number, rule in enumerate(options.at_most)
-    ]
+    caps = []
+    for number, rule in enumerate(options.at_most):
+        groups.check(rule.column, f"at_most.{number}.column")
+        values: dict[int, tuple[int, ...]] = {}
+        for index, value in enumerate(groups.values(rule.column)):
+            for item in groups.items(rule.column, value).tolist():
+                values[item] = (*values.get(item, ()), index)
+        caps.append(AtMost(values, rule.n, rule.within))
     units = np.empty((0, 0), np.float32)
     if options.diversity:
         units = vectors()
@@ -252,7 +272,7 @@ def resolve_rules(
     return Rules(
         catalog,
         kept,
-        opens if dated else None,
+        opens if dated.columns else None,
         closes,
         options.had_within_days,
         pins,
@@ -275,42 +295,11 @@ def _in_range(groups: ItemGroups, column: str, bounds: RangeConfig, field: str, 
             numbers[groups.items(column, value)] = float(value)
         except ValueError:
             raise UserError(f"{field}: {column} holds {value[:60]!r}, which is no number") from None
-    low, high = (-np.inf if bounds.at_least is None else bounds.at_least), bounds.below
-    found = (numbers >= low) & (numbers < (np.inf if high is None else high))
+    low = -np.inf if bounds.at_least is None else bounds.at_least
+    high = np.inf if bounds.below is None else bounds.below
+    found = (numbers >= low) & (numbers < high)
     if not found.any():
         raise UserError(
             f"{field}: no item is in the range; they are from {np.nanmin(numbers):g} to {np.nanmax(numbers):g}"
         )
     return np.asarray(found)
-
-
-def _values_of(groups: ItemGroups, column: str, field: str) -> dict[int, tuple[int, ...]]:
-    groups.check(column, field)
-    values: dict[int, tuple[int, ...]] = {}
-    for number, value in enumerate(groups.values(column)):
-        for item in groups.items(column, value).tolist():
-            values[item] = (*values.get(item, ()), number)
-    return values
-
-
-def _read_dates(
-    groups: ItemGroups,
-    column: str,
-    field: str,
-    bounds: NDArray[np.float64],  # (V,) filled in days since 1970
-    *,
-    ends: bool,
-) -> None:
-    """Read ISO 8601 dates, UTC without an offset; a day that `ends` is over at midnight."""
-    groups.check(column, field)
-    for value in groups.values(column):
-        try:
-            moment = datetime.fromisoformat(value.strip())
-        except ValueError:
-            moment = None
-        if moment is None or value.strip().isdecimal():
-            raise UserError(f"{field}: {column} holds {value[:60]!r}, which is no date such as 2026-01-31") from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        if ends and len(value.strip()) == len("2026-01-31"):
-            moment += timedelta(days=1)
-        bounds[groups.items(column, value)] = moment.timestamp() / DAY

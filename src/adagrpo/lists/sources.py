@@ -15,7 +15,8 @@ cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -41,12 +42,14 @@ FLOOR = 1e-3  # added to a similarity before its logarithm: an item that no item
 SUCCESSOR_FLOOR = 1e-2  # the same of a share of successors
 
 
-class CandidateSource(Protocol):
+class CandidateSource(ABC):
     """Scores of the whole catalogue after a history."""
 
+    floor: float | None = None  # added to scores before their logarithm, the feature; None: the scores are it
+
+    @abstractmethod
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) float32 scores, -inf for items that the source never lists."""
-        ...
 
     def scores_at(self, histories: Histories, items: Tensor) -> Tensor:
         """Return (B, N) scores of items; unspecified at -1."""
@@ -54,7 +57,7 @@ class CandidateSource(Protocol):
 
     def feature(self, scores: Tensor) -> Tensor:
         """Return (B, N) finite features of a fused list from scores."""
-        ...
+        return scores if self.floor is None else (scores.clamp(min=0.0) + self.floor).log()
 
 
 class Shares(CandidateSource):
@@ -66,10 +69,6 @@ class Shares(CandidateSource):
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) logarithms."""
         return self._scores.to(histories.items.device).expand(len(histories.lengths), -1)
-
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the scores unchanged."""
-        return scores
 
 
 class NearestItems(CandidateSource):
@@ -105,10 +104,6 @@ class NearestItems(CandidateSource):
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(past.items.device)
 
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return log(s + floor)."""
-        return (scores.clamp(min=0.0) + self.floor).log()
-
 
 class RankerScores(CandidateSource):
     """The sequential ranker."""
@@ -126,9 +121,22 @@ class RankerScores(CandidateSource):
             states = self.ranker.last_states(histories)
             return functional.linear(states, self._vectors, self._bias).float()
 
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the logits unchanged."""
-        return scores
+
+class StoredLists(CandidateSource):
+    """Lists that a shop has already, by user, best first; a user without a list, or an unknown one, gets none."""
+
+    def __init__(self, lists: Mapping[str, Sequence[int]], num_items: int) -> None:
+        """`lists` are by the text of a user's id."""
+        self.lists, self.num_items = lists, num_items
+
+    def scores(self, histories: Histories) -> Tensor:
+        """Return (B, V) scores: 0 for the first item of the list, -1 for the second; -inf for others."""
+        users = [None] * len(histories.lengths) if histories.asking is None else histories.asking.users
+        scores = torch.full((len(users), self.num_items), -torch.inf)
+        for row, user in enumerate(users):
+            items = torch.tensor(self.lists.get(str(user), ()), dtype=torch.int64)
+            scores[row, items] = -torch.arange(len(items), dtype=torch.float32)
+        return scores.to(histories.items.device)
 
 
 def best_of(

@@ -34,8 +34,6 @@ from adagrpo.types import Ragged
 __all__ = ["BASELINES", "FITTED", "LISTED", "SOURCES", "Fitted", "Source", "baselines", "fused", "listed"]
 
 Matrix = sparse.csr_array  # (V, V) float32
-
-
 Arrays = Mapping[str, NDArray[np.float32]]  # by name
 
 
@@ -54,24 +52,19 @@ class FittedOn(Protocol):
     @property
     def training(self) -> Ragged:
         """The training sequences."""
-        ...
 
     @property
     def num_items(self) -> int:
         """`V`."""
-        ...
 
     def vectors(self) -> NDArray[np.float32] | None:
         """Return (V, W) vectors of items, if they have any."""
-        ...
 
     def descriptions(self) -> NDArray[np.float32]:
         """Return (V, D) vectors, attributes and numbers of items, see `adagrpo.lists.taste`."""
-        ...
 
     def shown(self) -> Shown:
         """Return the training impressions."""
-        ...
 
 
 class Fitted(Protocol):
@@ -79,35 +72,27 @@ class Fitted(Protocol):
 
     def counts(self) -> NDArray[np.int64]:
         """Return (V,) training interactions of each item."""
-        ...
 
     def ages(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return each training interaction's item, and its age at the end of training."""
-        ...
 
     def shown(self) -> Shown:
         """Return the training impressions."""
-        ...
 
     def user_rows(self) -> Mapping[str, int]:
         """Return the row of each user by id as text."""
-        ...
 
     def matrix(self, source: str) -> Matrix:
         """Return the matrix that a source's `fit` returned."""
-        ...
 
     def arrays(self, source: str) -> Arrays:
         """Return the arrays that a source's `fit` returned."""
-        ...
 
     def training(self) -> Ragged:
         """Return the training sequences."""
-        ...
 
     def ranker(self) -> SequentialRanker:
         """Return the sequential ranker."""
-        ...
 
 
 @dataclass(frozen=True)

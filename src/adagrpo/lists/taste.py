@@ -45,10 +45,6 @@ class Tastes(CandidateSource):
         users = self._users[torch.from_numpy(histories.user_rows(self._rows))]
         return (users @ self._items.T).to(device)
 
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the scores unchanged."""
-        return scores
-
 
 class Passed(CandidateSource):
     """Items that a user was shown and did not take."""
@@ -72,10 +68,6 @@ class Passed(CandidateSource):
         counts = self._counts[np.where(rows < self._counts.shape[0], rows, -1)].toarray()
         return torch.from_numpy(-np.log1p(counts)).to(histories.items.device)
 
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return the scores unchanged."""
-        return scores
-
 
 def descriptions(vectors: Floats | None, attributes: Sequence[Sequence[str]], columns: pl.DataFrame) -> Floats:
     """Return (V, D) descriptions of items.
@@ -84,7 +76,10 @@ def descriptions(vectors: Floats | None, attributes: Sequence[Sequence[str]], co
         vectors: (V, W).
         columns: (V,) of the item table as they are; those of numbers are read.
     """
-    parts = [] if vectors is None else [_principal(vectors)]
+    parts = [] if vectors is None else [vectors]
+    if vectors is not None and vectors.shape[1] > WIDTH:
+        _, directions = np.linalg.eigh(vectors.T @ vectors)
+        parts = [np.asarray(vectors @ directions[:, -WIDTH:])]
     counts = pl.Series([one for each in attributes for one in set(each)], dtype=pl.String).value_counts(sort=True)
     frequent = counts.filter(pl.col("count") >= LEAST_SHARE * len(attributes)).head(MOST_ATTRIBUTES)
     place = {name: column for column, name in enumerate(frequent.sort("count", counts.columns[0])[counts.columns[0]])}
@@ -96,27 +91,16 @@ def descriptions(vectors: Floats | None, attributes: Sequence[Sequence[str]], co
         numbers = columns[name].cast(pl.Float64, strict=False).to_numpy()
         there = np.isfinite(numbers)
         if there.mean() > 0.5 and len(np.unique(numbers[there])) > QUANTILES:
-            parts.append(_soft_places(numbers, there))
+            order = np.zeros(len(numbers))
+            ranks = np.searchsorted(np.sort(numbers[there]), numbers[there], side="left")
+            order[there] = ranks / max(1, there.sum() - 1)
+            near = 1 - np.abs(order[:, None] - np.linspace(0, 1, QUANTILES)) * (QUANTILES - 1)
+            parts.append(np.where(there[:, None], near.clip(0), 0).astype(np.float32))
     units = [part / np.linalg.norm(part, axis=1, keepdims=True).clip(1e-9) for part in parts if part.shape[1]]
     if not units:
         return np.zeros((len(attributes), 1), np.float32)
     joined = np.concatenate(units, axis=1)
     return np.asarray(joined / np.linalg.norm(joined, axis=1, keepdims=True).clip(1e-9), np.float32)
-
-
-def _principal(vectors: Floats) -> Floats:  # (V, at most WIDTH)
-    if vectors.shape[1] <= WIDTH:
-        return vectors
-    _, directions = np.linalg.eigh(vectors.T @ vectors)
-    return np.asarray(vectors @ directions[:, -WIDTH:])
-
-
-def _soft_places(numbers: NDArray[np.float64], there: NDArray[np.bool_]) -> Floats:  # (V, QUANTILES)
-    order = np.zeros(len(numbers))
-    order[there] = np.searchsorted(np.sort(numbers[there]), numbers[there], side="left") / max(1, there.sum() - 1)
-    centres = np.linspace(0, 1, QUANTILES)
-    near = 1 - np.abs(order[:, None] - centres) * (QUANTILES - 1)
-    return np.asarray(np.where(there[:, None], near.clip(0), 0), np.float32)
 
 
 def user_tastes(
@@ -128,7 +112,12 @@ def user_tastes(
     num_users: int,
 ) -> Floats:
     """Return (U, D) weights; 0 for users who were shown nothing."""
-    left = (clicked - _expected(items, clicked, slots, len(described))).astype(np.float32)
+    expected = click_through(items, clicked, len(described))[items]
+    if slots is not None:
+        of_slots = click_through(slots, clicked, int(slots.max(initial=0)) + 1)[slots]
+        mean = (clicked.sum() + 1.0) / (len(clicked) + 2.0)
+        expected = np.minimum(1.0, expected * of_slots / mean)
+    left = (clicked - expected).astype(np.float32)
     order = np.argsort(users, kind="stable")
     ends = np.bincount(users, minlength=num_users).cumsum()
     found = np.zeros((num_users, described.shape[1]), np.float32)
@@ -142,14 +131,3 @@ def user_tastes(
         else:
             found[user] = np.linalg.solve(z.T @ z + PENALTY * np.eye(z.shape[1], dtype=np.float32), z.T @ left[rows])
     return found
-
-
-def _expected(
-    items: NDArray[np.int64], clicked: NDArray[np.bool_], slots: NDArray[np.int64] | None, num_items: int
-) -> NDArray[np.float64]:  # (N,) rates
-    of_items = click_through(items, clicked, num_items)[items]
-    if slots is None:
-        return of_items
-    of_slots = click_through(slots, clicked, int(slots.max(initial=0)) + 1)[slots]
-    mean = (clicked.sum() + 1.0) / (len(clicked) + 2.0)
-    return np.asarray(np.minimum(1.0, of_items * of_slots / mean))

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -29,6 +28,8 @@ FLOOR = 1e-3  # added before the logarithm
 class NearestUsers(CandidateSource):
     """The tastes of training users; those nearest to a history's."""
 
+    floor = FLOOR
+
     def __init__(self, training: Ragged, num_items: int, rows: Mapping[str, int]) -> None:
         """`rows` are of users by id as text: nobody is his own neighbour."""
         self._rows, kept = rows, np.arange(len(training))
@@ -40,8 +41,11 @@ class NearestUsers(CandidateSource):
         users = np.repeat(np.arange(len(training)), training.lengths)
         ends = np.repeat(training.offsets[1:], training.lengths) - 1
         ago = ends - np.arange(len(ends)) if training.baskets is None else training.baskets[ends] - training.baskets
-        self._tastes = _tastes(users, training.values, ago, (len(training), num_items))
-        self._by_item = _unit(self._tastes).T.tocsr()  # (V, U)
+        entries = (DECAY**ago).astype(np.float32), (users, training.values)
+        self._tastes = sparse.coo_array(entries, shape=(len(training), num_items)).tocsr()
+        norms = np.sqrt(self._tastes.multiply(self._tastes).sum(axis=1)).clip(1e-9)
+        unit = sparse.csr_array(sparse.diags_array((1 / norms).astype(np.float32)) @ self._tastes)
+        self._by_item = unit.T.tocsr()  # (V, U)
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) mean tastes of the nearest users; -inf for items none had."""
@@ -70,18 +74,3 @@ class NearestUsers(CandidateSource):
             found[row] = np.bincount(tastes.indices[held], had, minlength=found.shape[1])
         found[found == 0] = -np.inf
         return torch.from_numpy(found).to(past.items.device)
-
-    def feature(self, scores: Tensor) -> Tensor:
-        """Return log(s + floor)."""
-        return (scores.clamp(min=0.0) + FLOOR).log()
-
-
-def _tastes(
-    rows: NDArray[np.integer], items: NDArray[np.integer], ago: NDArray[np.integer], shape: tuple[int, int]
-) -> sparse.csr_array:
-    return sparse.coo_array(((DECAY**ago).astype(np.float32), (rows, items)), shape=shape).tocsr()
-
-
-def _unit(tastes: sparse.csr_array) -> sparse.csr_array:
-    norms = np.sqrt(tastes.multiply(tastes).sum(axis=1)).clip(1e-9)
-    return sparse.csr_array(sparse.diags_array((1 / norms).astype(np.float32)) @ tastes)

@@ -28,7 +28,7 @@ from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.middleware import RequestMiddleware
 from adagrpo.serving.model_manager import Answered, Asked, ModelManager, SwapFailed
 from adagrpo.serving.options import Options
-from adagrpo.serving.playground import add_page
+from adagrpo.serving.playground import ExplainBody, Playground
 from adagrpo.serving.routes import Routes, answered, json_response
 from adagrpo.serving.service_metrics import ServiceMetrics
 
@@ -56,9 +56,17 @@ class Application:
             linger=LINGER,
             begin=partial(torch.set_num_threads, 1) if options.threads > 1 else lambda: None,
         )
-        self.queue.observe = self._observe
-        sink = options.exposures
-        self.exposures = None if sink is None else ExposureRows(sink, self._not_logged)
+
+        def observe(size: int, seconds: float) -> None:
+            self.metrics.batch.observe(size)
+            self.metrics.batch_seconds.observe(seconds)
+
+        def not_logged(error: SinkFailed) -> None:
+            self.metrics.not_logged.inc()
+            self.options.log.event("exposure_log", outcome="failed", why=str(error))
+
+        self.queue.observe = observe
+        self.exposures = None if options.exposures is None else ExposureRows(options.exposures, not_logged)
         self.metrics.serves(**manager.now.versions)
         self.routes = Routes(manager, self.queue, self.metrics, options, lambda: not self.draining, self.exposures)
         self.switching = None
@@ -66,14 +74,12 @@ class Application:
             self.switching = Switching(manager.trial, self.metrics, options)
             self.routes.experiment = self.switching.measure
         self.api = _api(self.routes, self.switching, self._lifespan)
-        direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
+        direct = {
+            "/recommend": answered(self.routes.recommend),
+            "/v1/recommend": answered(self.routes.recommend_v1),
+        }
         self.middleware = RequestMiddleware(
-            self.api,
-            options,
-            self.metrics,
-            self.queue.late,
-            {path: answered(handler) for path, handler in direct.items()},
-            lambda: self.draining,
+            self.api, options, self.metrics, self.queue.late, direct, lambda: self.draining
         )
         self._entrance = TrustedHostMiddleware(self.middleware, options.hosts, www_redirect=False)
 
@@ -83,8 +89,21 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_exception_handler(self._defect)
-        watching = asyncio.create_task(self._watch_loop())
+        async def watch() -> None:
+            while True:
+                due = time.monotonic() + LOOK_SECONDS
+                await asyncio.sleep(LOOK_SECONDS)
+                self.middleware.lag = max(0.0, time.monotonic() - due)
+
+        def defect(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            if isinstance(error, BaseException):
+                self.options.log.defect(error)
+            else:
+                self.options.log.event("defect", type="loop")
+
+        asyncio.get_running_loop().set_exception_handler(defect)
+        watching = asyncio.create_task(watch())
         yield
         watching.cancel()
         self.queue.close()
@@ -107,27 +126,6 @@ class Application:
                 self.metrics.serves(**serving.versions)
                 self.options.log.event("reload", outcome="done", versions=serving.versions)
 
-    async def _watch_loop(self) -> None:
-        while True:
-            due = time.monotonic() + LOOK_SECONDS
-            await asyncio.sleep(LOOK_SECONDS)
-            self.middleware.lag = max(0.0, time.monotonic() - due)
-
-    def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if isinstance(error, BaseException):
-            self.options.log.defect(error)
-        else:
-            self.options.log.event("defect", type="loop")
-
-    def _not_logged(self, error: SinkFailed) -> None:
-        self.metrics.not_logged.inc()
-        self.options.log.event("exposure_log", outcome="failed", why=str(error))
-
-    def _observe(self, size: int, seconds: float) -> None:
-        self.metrics.batch.observe(size)
-        self.metrics.batch_seconds.observe(seconds)
-
 
 def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -143,7 +141,7 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
             path,
             answered(handler),
             methods=["POST" if bodies else "GET"],
-            responses=refused | ({} if answer is None else {status: {"model": answer} for status in statuses}),
+            responses=(refused | {status: {"model": answer} for status in statuses if answer}) if statuses else None,
             response_model=None,
             operation_id=handler.__name__,
             openapi_extra={"requestBody": {"required": True, "content": content}} if bodies else None,
@@ -162,7 +160,10 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
     if switching is not None:
         route("/v1/admin/experiment", switching.experiment)
         route("/v1/admin/experiment", switching.switch, None, schemas.SwitchBody)
-    add_page(app, routes.manager)
+    page = Playground(routes.manager)
+    app.add_api_route("/", answered(page.page), include_in_schema=False)
+    route("/v1/items", page.search, statuses=())  # without answers in the schema
+    route("/v1/explain", page.explain, None, ExplainBody, statuses=())
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:

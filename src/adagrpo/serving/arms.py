@@ -35,7 +35,7 @@ class ArmManager(ModelManager):
         self.trial, self._load_arms = trial, load
         first = load()
         super().__init__(first[0], load_other, exchanged)
-        self._replace(first)
+        self._served = tuple(first)
 
     @property
     def arms(self) -> Mapping[str, Serving]:

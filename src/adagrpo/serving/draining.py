@@ -44,25 +44,22 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class _BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with at most `HEAD_BYTES` outside a body."""
 
     non_body_bytes = 0  # bytes of the current request outside its body
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes."""
         self.non_body_bytes += len(data)
         super().data_received(data)
         if self.non_body_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("too large a head, trailer or chunk extension")
 
     def on_body(self, body: bytes) -> None:
-        """Handle part of a body."""
         self.non_body_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Handle the end of a request."""
         self.non_body_bytes = 0
         super().on_message_complete()
 
@@ -75,7 +72,7 @@ class Server(uvicorn.Server):
         limits = app.options.limits
         config = uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http=_BoundedProtocol,
             timeout_keep_alive=limits.idle_seconds,
             timeout_graceful_shutdown=math.ceil(limits.drain_seconds),
             backlog=BACKLOG,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from adagrpo.exposures.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
-from adagrpo.lists.query import Recommendations
+from adagrpo.exposures.exposure_log import Exposure, ExposureSink, Feedback, Outcome, SinkFailed
 from adagrpo.serving.batch_queue import BatchQueue
 from adagrpo.serving.model_manager import Answered, Asked
-from adagrpo.serving.schemas import FeedbackEvent
 
 RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
@@ -57,13 +54,6 @@ def exposure(request_id: str, hashes: RequestHashes, asked: Asked, answer: Answe
         log_inclusions=tuple((shown.log_inclusions or ())[:size]) if drawn else None,
         latency_ms=round(ms, 3),
     )
-
-
-def failure(request_id: str, hashes: RequestHashes, asked: Asked, ms: float) -> Exposure:
-    """Return the row of a request without a list, under another id, for a retry."""
-    nothing = Answered(Recommendations([], [], []), False)
-    row = exposure(f"{request_id}!{FAILED}", hashes, asked, nothing, ms)
-    return replace(row, source=FAILED)
 
 
 class ExposureRows:
@@ -139,10 +129,3 @@ class ExposureRows:
             raise
         self._failing.pop(what, None)
         return done
-
-
-def feedback_row(event: FeedbackEvent) -> Feedback:
-    """Return the row of an event; its time defaults to now."""
-    given: dict[str, Any] = {} if event.value is None else {"value": event.value}
-    moment = time.time() if event.time is None else event.time
-    return Feedback(request_id=event.request_id, item=event.item_id, kind=event.kind, time=moment, **given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -68,7 +68,6 @@ class RequestMiddleware:
         self._inner, self._metrics = inner, metrics
         self._limits, self._bearers, self._log = options.limits, options.bearers, options.log
         self._late, self._direct, self._ending = late, direct, ending
-        self._request_ids = _request_ids()
         self.lag = 0.0  # approximate seconds that a request has waited unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +141,7 @@ class RequestMiddleware:
             raise _Refused(408, "the body did not come in time", CLOSE) from None
         state["disconnected"] = asyncio.ensure_future(receive()).done  # after the body, only a disconnect can come
         state["deadline"] = time.monotonic() + self._seconds_left()  # sending the body has its own limit
-        state["request_id"] = next(self._request_ids)
+        state["request_id"] = os.urandom(16).hex()
 
     def _seconds_left(self) -> float:
         """Return the seconds left to answer a request, at least half the deadline."""
@@ -166,12 +165,6 @@ class RequestMiddleware:
     def _too_large(self) -> _Refused:
         self._metrics.refused.labels("size").inc()
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", CLOSE)
-
-
-def _request_ids() -> Iterator[str]:
-    while True:
-        block = os.urandom(4096).hex()
-        yield from (block[start : start + 32] for start in range(0, len(block), 32))
 
 
 async def _refuse(send: Send, refused: _Refused, receive: Receive) -> None:

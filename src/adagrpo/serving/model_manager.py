@@ -154,7 +154,7 @@ class ModelManager:
     ) -> None:
         """Start with one model; `load` loads another by arm and checkpoint, `exchanged` is called after each swap."""
         self._load, self._exchanged = load, exchanged
-        self._replace([serving])
+        self._served: Sequence[Serving] = (serving,)
         self._loading = threading.Lock()
 
     @property
@@ -179,7 +179,7 @@ class ModelManager:
             made = self._fetch(**wanted)  # while the old one serves
             for serving in made:
                 serving.answer([Asked(serving, Query([0]))])
-            self._replace(made)
+            self._served = tuple(made)  # in one assignment: readers never see two swaps
             self._exchanged()
         except SwapFailed:
             raise
@@ -197,10 +197,6 @@ class ModelManager:
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
         return [self.load_other(**wanted)]
-
-    def _replace(self, made: Sequence[Serving]) -> None:
-        """Serve models, in one assignment: readers never see two swaps."""
-        self._served = tuple(made)
 
     def load_other(self, **wanted: str) -> Serving:
         """Load a model for inspection; `UserError` if it cannot be loaded."""

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary, ref
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from adagrpo.lists.explanation import ItemTitles, explain
 from adagrpo.lists.query import Query
 from adagrpo.serving.batch_queue import in_daemon_thread
 from adagrpo.serving.model_manager import ModelManager, Serving
-from adagrpo.serving.routes import answered, disconnected, json_response, known, narrow
+from adagrpo.serving.routes import disconnected, json_response, known, narrow
 from adagrpo.serving.schemas import BadRequest, Body, Filter, Id, parsed, validated
 
 MOST_FOUND = 20
@@ -43,14 +43,6 @@ class ExplainBody(Body):
     arm: Annotated[str, Field(max_length=100)] | None = None
 
 
-class DescribedItems(ItemTitles):
-    """Item titles with other columns of the item table."""
-
-    def of(self, item: int) -> dict[str, Any]:
-        """Return `ItemTitles.of` with `about`, texts such as `category=toys`."""
-        return super().of(item) | {"about": self.recommender.eligibility.groups.about(item)}
-
-
 @dataclass
 class Playground:
     """Handlers of the page, and the model loaded for it."""
@@ -59,9 +51,7 @@ class Playground:
     other: Serving | None = None
     other_arm: str | None = None
     loaded_for: Callable[[], Serving | None] = lambda: None  # served model when the other was loaded
-    titles: WeakKeyDictionary[Serving, DescribedItems] = field(
-        default_factory=WeakKeyDictionary
-    )  # freed with their model
+    titles: WeakKeyDictionary[Serving, ItemTitles] = field(default_factory=WeakKeyDictionary)  # freed with their model
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def page(self, request: Request) -> Response:
@@ -99,11 +89,10 @@ class Playground:
         with serving.exclusive_reward(time.monotonic() + REWARD_SECONDS):
             return shown | explain(recommender, titles, query, body.k)
 
-    def _titles(self, serving: Serving) -> DescribedItems:
-        kept = self.titles.get(serving)
-        if kept is None:
-            kept = self.titles[serving] = DescribedItems(serving.recommender)
-        return kept
+    def _titles(self, serving: Serving) -> ItemTitles:
+        if serving not in self.titles:
+            self.titles[serving] = ItemTitles(serving.recommender)
+        return self.titles[serving]
 
     def _serving(self, arm: str | None) -> Serving:
         served = self.manager.now
@@ -118,19 +107,3 @@ class Playground:
                 raise BadRequest(str(error), 409) from error
             self.other_arm, self.loaded_for = arm, ref(served)  # weak: does not keep a replaced model
         return self.other
-
-
-def add_page(app: FastAPI, manager: ModelManager) -> None:
-    """Add the page and its routes to an application."""
-    playground = Playground(manager)
-    app.add_api_route("/", answered(playground.page), include_in_schema=False)
-    app.add_api_route("/v1/items", answered(playground.search), operation_id="search", response_model=None)
-    content = {"application/json": {"schema": ExplainBody.model_json_schema()}}
-    app.add_api_route(
-        "/v1/explain",
-        answered(playground.explain),
-        methods=["POST"],
-        response_model=None,
-        operation_id="explain",
-        openapi_extra={"requestBody": {"required": True, "content": content}},
-    )

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -19,13 +19,13 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.exposures.exposure_log import Exposure, SinkFailed, same_request
+from adagrpo.exposures.exposure_log import FAILED, Exposure, Feedback, SinkFailed, same_request
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.explanation import reasons
-from adagrpo.lists.query import ItemId, Query
+from adagrpo.lists.query import ItemId, Query, Recommendations
 from adagrpo.serving import schemas
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
-from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure, failure, feedback_row
+from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure
 from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelManager, Serving, SwapFailed
 from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
@@ -142,7 +142,12 @@ class Routes:
     async def recommend_v1(self, request: Request) -> Response:
         """Return lists for one history, or for several in one body."""
         batch, bodies = await self._read(request, _bodies, request, RecommendBody, schemas.BatchBody, "requests")
-        if any(map(_takes_time, bodies)) and len(request.state.body) <= BYTES_IN_LOOP:
+        takes_time = any(
+            body.include is not None
+            or (body.exclude is not None and not (isinstance(body.exclude, list) and len(body.exclude) <= IDS_IN_LOOP))
+            for body in bodies
+        )
+        if takes_time and len(request.state.body) <= BYTES_IN_LOOP:
             ones = await asyncio.to_thread(self._asked, request, bodies)
         else:
             ones = await self._read(request, self._asked, request, bodies)
@@ -151,7 +156,12 @@ class Routes:
             answers = await self._lists(request, ones)
         except Exception:  # these users got no list of their arm
             ms = 1000 * (time.perf_counter() - request.state.started)
-            rows = [failure(one.id, one.hashes, one.asked, ms) for one in ones if one.asked.trial is not None]
+            nothing = Answered(Recommendations([], [], []), False)
+            rows = [  # under other ids, for a retry
+                replace(exposure(f"{one.id}!{FAILED}", one.hashes, one.asked, nothing, ms), source=FAILED)
+                for one in ones
+                if one.asked.trial is not None
+            ]
             if self.exposures is not None and rows:
                 with suppress(SinkFailed):  # the client gets the first error
                     await self.exposures.write(rows)
@@ -169,17 +179,29 @@ class Routes:
         found, _ = serving.recommender.known([request.path_params["item_id"][:1000]])
         if not found:
             raise BadRequest("no such item", 404)
-        codes = serving.recommender.catalog.codes[found[0]].tolist()
-        name, listed = serving.recommender.item_ids[found[0]], bool(serving.recommender.catalog.listed[found[0]])
-        content = {"item_id": name, "codes": codes, "listed": listed, "catalog": serving.versions["catalog"]}
-        return json_response(content)
+        catalog = serving.recommender.catalog
+        codes, listed = catalog.codes[found[0]].tolist(), bool(catalog.listed[found[0]])
+        about = {"item_id": serving.recommender.item_ids[found[0]], "codes": codes, "listed": listed}
+        return json_response({**about, "catalog": serving.versions["catalog"]})
 
     async def feedback(self, request: Request) -> Response:
         """Record feedback of users on lists."""
-        rows = await self._read(
-            request,
-            lambda: [*map(feedback_row, _bodies(request, schemas.FeedbackEvent, schemas.FeedbackBody, "events")[1])],
-        )
+
+        def read() -> list[Feedback]:
+            now = time.time()
+            events = _bodies(request, schemas.FeedbackEvent, schemas.FeedbackBody, "events")[1]
+            return [
+                Feedback(
+                    request_id=one.request_id,
+                    item=one.item_id,
+                    kind=one.kind,
+                    time=now if one.time is None else one.time,
+                    value=1.0 if one.value is None else one.value,
+                )
+                for one in events
+            ]
+
+        rows = await self._read(request, read)
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
         outcomes = Counter(await self.exposures.feedback(rows))
@@ -216,11 +238,10 @@ class Routes:
         serving = self.manager.now
         request_id = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
-        # no user: no experiment
-        query = Query(history, body.exclude_history, time=time.time())
-        asked = Asked(serving, self._explored(query, request_id))
-        if not asked.query.history:
+        if not history:
             raise BadRequest("history: none of its ids is in the catalogue")
+        # no user: no experiment
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history, time=time.time()), request_id))
         return _ListRequest(request_id, body.k, self._hashes(None, body), asked, unknown)
 
     def _asked(self, request: Request, bodies: Sequence[RecommendBody]) -> list[_ListRequest]:
@@ -301,9 +322,8 @@ class Routes:
         fields = body.model_dump(exclude={"history", "user_id", "request_id", "explain"}, exclude_defaults=True)
         for name in {"include", "exclude"} & fields.keys():
             fields[name] = filter_key(fields[name])
-        return RequestHashes(
-            user, self.options.user_hash.fingerprint, self.options.user_hash.of_history(body.history, fields)
-        )
+        hashed = self.options.user_hash
+        return RequestHashes(user, hashed.fingerprint, hashed.of_history(body.history, fields))
 
     async def _record(
         self,
@@ -355,12 +375,6 @@ def _bodies(request: Request, one: type[BodyT], several: type[schemas.Body], nam
     if isinstance(content, dict) and name in content:
         return True, getattr(validated(several, content), name)
     return False, [validated(one, content)]
-
-
-def _takes_time(body: RecommendBody) -> bool:
-    exclude = body.exclude
-    few = exclude is None or (isinstance(exclude, list) and len(exclude) <= IDS_IN_LOOP)
-    return body.include is not None or not few
 
 
 def disconnected(request: Request) -> bool:

@@ -35,6 +35,13 @@ Column = Annotated[str, Field(max_length=200)]
 Values = GroupValue | Annotated[list[GroupValue], Field(max_length=1000, fail_fast=True)]
 Groups = Annotated[dict[Column, Values], Field(max_length=MOST_GROUPS), BeforeValidator(_few_fields)]
 Filter = History | Groups
+Scores = Annotated[
+    list[float | None],
+    Field(
+        description="Log-probabilities, nats; re-ranked, plus weight times reward over spread; null for a pinned item "
+        "that the list did not hold."
+    ),
+]
 TAG = re.compile(r"int|str|bool|constrained-.*|list\[.*|dict\[.*|function-.*")  # pydantic's names of union members
 PLAIN = re.compile(r"[a-z_]{1,32}")  # field names that a message may repeat
 
@@ -92,14 +99,12 @@ class RecommendBody(Body):
 
     @model_validator(mode="after")
     def _one_time_each(self) -> Self:
-        if self.times is not None and len(self.times) != len(self.history):
-            raise PydanticCustomError(
-                "times", f"times holds {len(self.times)} for {len(self.history)} items of history"
-            )
-        if self.shown_times is not None and len(self.shown_times) != len(self.shown):
-            raise PydanticCustomError(
-                "times", f"shown_times holds {len(self.shown_times)} for {len(self.shown)} items of shown"
-            )
+        for name, times, of, items in (
+            ("times", self.times, "history", self.history),
+            ("shown_times", self.shown_times, "shown", self.shown),
+        ):
+            if times is not None and len(times) != len(items):
+                raise PydanticCustomError("times", f"{name} holds {len(times)} for {len(items)} items of {of}")
         if self.times is not None and any(later < earlier for earlier, later in pairwise(self.times)):
             raise PydanticCustomError("times", "times must ascend: a history is oldest first")
         return self
@@ -148,10 +153,7 @@ class RecommendAnswer(BaseModel):
 
     request_id: str
     items: list[int | str]
-    scores: list[float | None] = Field(
-        description="Log-probabilities, nats; re-ranked, plus weight times reward over spread; null for a pinned item "
-        "that the list did not hold."
-    )
+    scores: Scores
     codes: list[list[int]] = Field(
         description="The Semantic ID of each item; none in a repeated list of another catalogue."
     )
@@ -184,10 +186,7 @@ class ListAnswer(BaseModel):
     """The answer of `POST /recommend`."""
 
     items: list[int | str]
-    scores: list[float | None] = Field(
-        description="Log-probabilities, nats; re-ranked, plus weight times reward over spread; null for a pinned item "
-        "that the list did not hold."
-    )
+    scores: Scores
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
     degraded: str | None = Field(None, description="Why this is not the usual list; absent where it is.")
 

@@ -18,7 +18,7 @@ from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
 from adagrpo.lists.names import CONTROL
-from adagrpo.lists.stored import StoredLists
+from adagrpo.lists.sources import StoredLists
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
