@@ -28,7 +28,8 @@ from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
 from adagrpo.policies import Policy
-from adagrpo.policies.policy import PolicyModule, PolicySpec
+from adagrpo.policies.policy import PolicyModule
+from adagrpo.policies.spec import PolicySpec
 from adagrpo.rewards import Reward, Tables, ask_reward
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.protocol import CrossFitted

@@ -34,7 +34,6 @@ from adagrpo.policies.language_model import (
     to_model_names,
 )
 from adagrpo.policies.named_tokens import NamedTokens
-from adagrpo.policies.policy import PolicySpec
 from adagrpo.policies.shared_codes import SharedCodesPolicy
 from adagrpo.policies.shared_prefix import (
     Block,
@@ -51,6 +50,7 @@ from adagrpo.policies.shared_prefix import (
     pack,
     states_at,
 )
+from adagrpo.policies.spec import PolicySpec
 from adagrpo.semantic_ids.catalog import numbers_items
 from adagrpo.types import Histories
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.networks import CausalEncoder, Dropout, FeedForward, initialise, take
-from adagrpo.policies.policy import PolicySpec
+from adagrpo.policies.spec import PolicySpec
 from adagrpo.types import Histories
 
 

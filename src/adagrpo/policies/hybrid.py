@@ -39,7 +39,7 @@ from adagrpo.policies.item_head import (
     sums_by_node,
     upwards,
 )
-from adagrpo.policies.policy import PolicySpec
+from adagrpo.policies.spec import PolicySpec
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 

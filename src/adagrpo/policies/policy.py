@@ -1,20 +1,15 @@
 """Protocol of a policy: histories are encoded once; all terms and searches share the context.
 
-A *sample* is a history cut after some position; a hypothesis is a beam or a rollout. A kind of policy is a module
-`adagrpo.policies.<kind>` with a function `build(spec: PolicySpec)`; its options are in `PolicyConfig`.
+A *sample* is a history cut after some position; a hypothesis is a beam or a rollout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
-from adagrpo.config.models import PolicyConfig
-from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
 
@@ -111,15 +106,3 @@ if TYPE_CHECKING:
         """A policy that is a `torch.nn.Module`."""
 else:
     PolicyModule = nn.Module
-
-
-@dataclass(frozen=True)
-class PolicySpec:
-    """Specification of a policy."""
-
-    options: PolicyConfig
-    catalog: Catalog
-    max_history: int
-    seed: int
-    folder: Path  # of the relative paths of a recipe
-    trained: bool = False  # weights are loaded afterwards, so none are read from where they came
