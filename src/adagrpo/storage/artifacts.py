@@ -119,10 +119,14 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
     if not path.is_file():
         return None
     try:
-        content = _parsed(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)  # each caller its own, as some change it
+        version = content["schema_version"]
+        if version in READABLE:
+            _check(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged manifest; {remedy or 'delete the folder to have it made again'}") from error
-    if (version := content["schema_version"]) not in READABLE:
+    if version not in READABLE:
         reads = " and ".join(map(str, READABLE))
         raise UserError(
             f"{path}: schema version {version}, this program reads versions {reads}; {remedy or 'delete the folder'}"
@@ -131,16 +135,14 @@ def manifest(directory: Path, remedy: str | None = None) -> dict[str, Any] | Non
 
 
 @lru_cache(maxsize=1024)  # a command reads each manifest many times
-def _parsed(text: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(text)
-    if content["schema_version"] in READABLE:
-        for entry in content["files"].values():
-            entry["size"], entry["sha256"]
-        if content["schema_version"] > 1:
-            without_hash(content)
-        if text != _written(content):
-            raise ValueError("not as it was written")
-    return content
+def _check(text: str) -> None:
+    content = json.loads(text)
+    for entry in content["files"].values():
+        entry["size"], entry["sha256"]
+    if content["schema_version"] > 1:
+        without_hash(content)
+    if text != _written(content):
+        raise ValueError("not as it was written")
 
 
 def verify(directory: Path, remedy: str | None = None) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,7 @@ class _Loop:
         others = [p for p in trained if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.model: nn.Module = model
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(adamw(groups, settings.learning_rate))
         self.parameters = [*decayed, *others]
         self.progress = Progress()
         if settings.average:
@@ -282,6 +281,11 @@ class _Loop:
             write_file(self.work / "lost.json", json.dumps(content) + "\n")
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
+
+
+def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser of all fits."""
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
