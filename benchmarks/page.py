@@ -43,7 +43,7 @@ SHOWN = {  # in docs/performance.md, and what they are
     "refresh_beauty_share": "adagrpo refresh by that 1 %, over decide",
     "serve_p50_ms": "HTTP, one request at a time: median",
     "serve_p50_ms_hybrid": "the same, hybrid policy",
-    "serve_p50_ms_fused": "the same, its beam fused with the ranker, item-kNN, item transitions and popularity",
+    "serve_p50_ms_fused": "the same, its beam fused with the run's other sources",
     "serve_p50_ms_fused_trees": "the same, and with LambdaRank",
     "serve_rps_32": "HTTP, 32 clients: lists a second",
     "serve_cpu_ms": "milliseconds of processor time for each",

@@ -85,11 +85,8 @@ class NearestItems(CandidateSource):
         items, lengths = histories.items.tolist(), histories.lengths.tolist()
         weights = (DECAY ** np.arange(max(lengths, default=1))).astype(np.float32)
         dense = np.zeros((len(lengths), self.near.shape[0]), np.float32)
-        offsets, values = self.near.indptr, self.near.data
-        for row, seen, length in zip(dense, items, lengths, strict=True):  # for one history quicker than a product
-            for position, item in enumerate(seen[:length], 1):
-                part = slice(offsets[item], offsets[item + 1])
-                row[self._nearest[part]] += weights[length - position] * values[part]
+        for row, seen, length in zip(dense, items, lengths, strict=True):
+            add_rows(row, self.near, self._nearest, seen[:length], weights[:length][::-1])
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(histories.items.device)
 
@@ -103,6 +100,19 @@ class NearestItems(CandidateSource):
         dense = np.asarray((held @ self.near).todense(), np.float32)
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(past.items.device)
+
+
+def add_rows(
+    total: NDArray[np.float32],  # (V,), changed
+    matrix: sparse.csr_array,  # (N, V) float32
+    columns: NDArray[np.int64],  # the matrix's indices, which are looked up faster in this type
+    rows: Sequence[int],
+    weights: NDArray[np.float32],  # of the rows
+) -> None:
+    """Add weighted rows of a matrix; for one user's few items quicker than a product of sparse matrices."""
+    for row, weight in zip(rows, weights, strict=True):
+        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        total[columns[part]] += weight * matrix.data[part]
 
 
 class RankerScores(CandidateSource):

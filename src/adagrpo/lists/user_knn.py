@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from adagrpo.lists.own import past_of
-from adagrpo.lists.sources import CandidateSource
+from adagrpo.lists.sources import CandidateSource, add_rows
 from adagrpo.types import Histories, Ragged, indices_of
 
 DECAY = 0.9  # γ
@@ -46,6 +46,7 @@ class NearestUsers(CandidateSource):
         norms = np.sqrt(self._tastes.multiply(self._tastes).sum(axis=1)).clip(1e-9)
         unit = sparse.csr_array(sparse.diags_array((1 / norms).astype(np.float32)) @ self._tastes)
         self._by_item = unit.T.tocsr()  # (V, U)
+        self._users = self._by_item.indices.astype(np.int64)
 
     def scores(self, histories: Histories) -> Tensor:
         """Return (B, V) mean tastes of the nearest users; -inf for items none had."""
@@ -55,12 +56,10 @@ class NearestUsers(CandidateSource):
         themselves = self._place[np.where(of_users < len(self._place), of_users, -1)]
         found = np.zeros((len(items), self._tastes.shape[1]), np.float32)
         by_item, tastes = self._by_item, self._tastes
-        for row, there in enumerate(items >= 0):  # a product of sparse matrices takes six times as long for one row
+        for row, there in enumerate(items >= 0):
             near = np.zeros(by_item.shape[1], np.float32)
-            weights = (DECAY ** ago[row, there]).astype(np.float32).tolist()
-            for item, weight in zip(items[row, there].tolist(), weights, strict=True):
-                part = slice(by_item.indptr[item], by_item.indptr[item + 1])
-                near[by_item.indices[part]] += weight * by_item.data[part]
+            weights = (DECAY ** ago[row, there]).astype(np.float32)
+            add_rows(near, by_item, self._users, items[row, there].tolist(), weights)
             if themselves[row] >= 0:
                 near[themselves[row]] = 0
             users = np.flatnonzero(near)

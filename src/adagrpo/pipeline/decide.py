@@ -176,7 +176,7 @@ def choose(
     """Apply the module's rule.
 
     Args:
-        values: (N,) NDCG@10 per validation case, by contender, simplest first; `pairs` are their differences.
+        values: (N,) NDCG@10 per validation case, by list, simplest first; `pairs` are their differences.
         budget: milliseconds per list; None is unlimited.
         margin: share of the best NDCG@10 that a simpler list may lose.
 
@@ -230,7 +230,7 @@ def decision(
     left_out: Mapping[str, str],
     leaking: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the contenders, the choice and its uncertainty; `budget` is in milliseconds per list."""
+    """Return all lists' figures, the choice and its uncertainty; `budget` is in milliseconds per list."""
     data = RunData(run)
     maker = ListMaker(Models(data))
     names = [name for name in contenders(run.config, arms) if name not in left_out]

@@ -42,14 +42,15 @@ def parts_of(
             checkpoint the other run chose.
         more: declarations of stages that the recipe does not need.
     """
-    parts, how = dict[str, Part](), {"logs": logs, "lenient": measuring and run.source is not None}
-    _add(run, parts, run.stages.declared(run.config, RUN[:-1]), **how)
+    parts, lenient = dict[str, Part](), measuring and run.source is not None
+    _add(run, parts, run.stages.declared(run.config, RUN[:-1]), logs=logs, lenient=lenient)
     arms = [arm.name for arm in run.config.train.arms if f"train/{arm.name}" in parts]
     usable = [arm for arm in arms if parts[f"train/{arm}"].usable]  # `report/paired` has only these
     evaluated = [run.stages.declared(run.config, ["evaluate"], names) for names in (None, usable)]
-    _add(run, parts, {**evaluated[0], **evaluated[1], **more}, **how)
+    _add(run, parts, {**evaluated[0], **evaluated[1], **more}, logs=logs, lenient=lenient)
     found = finished_stages(run, "*", "*/*", "*/*/*")
-    _add(run, parts, {name: None for name in found if name not in parts and not name.startswith(WORK)}, **how)
+    others = {name: None for name in found if name not in parts and not name.startswith(WORK)}
+    _add(run, parts, others, logs=logs, lenient=lenient)
     for name, part in [*parts.items()] if logs else ():
         row, folder = run.stages.row(name), folder_of(run, name)
         files = (manifest(folder) or {})["files"] if row and row.evaluation_only and part.there else ()
@@ -110,7 +111,8 @@ def _add(
 ) -> None:
     for name, declare in stages.items():
         part = _part(run, parts, name, declare, logs=logs, lenient=lenient)
-        parts.update({} if part is None else {name: part})
+        if part is not None:
+            parts[name] = part
 
 
 def _hash(run: RunDirectory, read: Read) -> str:
