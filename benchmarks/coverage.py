@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from adagrpo.evaluation.statistics import CrossedParts, crossed_interval, crossed_parts
+from adagrpo.statistics import CrossedParts, crossed_interval, crossed_parts
 
 __all__ = ["CANDIDATES", "DRAWS", "LEVELS", "TARGET", "coverage", "scenarios", "tails"]
 

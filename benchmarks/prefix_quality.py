@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.config import load_config
-from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.metrics import RankedLists, measure_users, target_rank_in
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.statistics import paired_difference
 from benchmarks.compact import RECIPE
 from benchmarks.rows import Row
 

@@ -17,12 +17,12 @@ import yaml
 from adagrpo.config.recipe import load_config
 from adagrpo.config.section import SHOWN
 from adagrpo.config.yaml_text import parse_yaml
-from adagrpo.data.logs import formats
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import LONGEST_LINE, read_blocks
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.errors import UserError
+from adagrpo.readers import formats
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import LONGEST_LINE, read_blocks
 from adagrpo.semantic_ids.published import import_semantic_ids
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

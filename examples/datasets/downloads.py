@@ -2,7 +2,7 @@
 
 A wanted file is known by the end of its path, such as `ml-1m/ratings.dat`. It is looked for among the files that were
 given, below folders, and in zip and tar archives, which are read and never unpacked onto the disk. What comes out of
-an archive is bounded as everywhere, see `adagrpo.data.logs.formats`.
+an archive is bounded as everywhere, see `adagrpo.readers.formats`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from adagrpo.data.logs.formats import MAX_EXPANSION, expansion_limit, read_blocks
 from adagrpo.errors import UserError
+from adagrpo.readers.formats import MAX_EXPANSION, expansion_limit, read_blocks
 
 __all__ = ["Download", "Downloads"]
 

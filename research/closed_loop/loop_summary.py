@@ -2,7 +2,7 @@
 
 Users come on the same days in all markets of a world. So a list is held against the list that the same user was shown
 on the same day in the reference market, differences are averaged by user, and divided by the mean utility of the
-reference in that world and round. The interval is that of `adagrpo.evaluation.statistics`, with worlds for seeds;
+reference in that world and round. The interval is that of `adagrpo.statistics`, with worlds for seeds;
 worlds share no user. With one world there is none.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.monitoring import SIGNS, SignRule, daily_signs, first_on
 from adagrpo.report.charts import GREY, INK, draw, empty, in_percent, method_colors
+from adagrpo.statistics import crossed_interval, crossed_parts
 from research.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from research.closed_loop.plan import LoopPlan
 

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from adagrpo.config import Config
 from adagrpo.console import StderrConsole
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.fit_fusion import Choices, fit_weights
 from adagrpo.lists.names import FUSE_WITHOUT_REWARD, START, ListName
 from adagrpo.lists.table import SOURCES
@@ -41,6 +40,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import validation_cases
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import mean_interval
 from research.command import run
 from research.decisions.network import weights_alone
 from research.decisions.richer import choices_in, trees

@@ -5,7 +5,7 @@
 
 The shops and the reward `trees` of `shops.yaml`, each seed a world of its own. A row of `exposure_weights.jsonl` is
 a shop whose fused lists, re-ranking and choice count each validation case as (1 / times shown) ** power, see
-`adagrpo.evaluation.reranking`; 0.5 is what ships. What has its row is not measured again.
+`adagrpo.rewards.reranking`; 0.5 is what ships. What has its row is not measured again.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.fit_fusion import fit_weights
 from adagrpo.lists.names import FUSE_WITHOUT_REWARD, START, ListName
 from adagrpo.lists.table import FITTED, SOURCES
@@ -33,6 +32,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import validation_cases
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import mean_interval
 from research.command import run
 from research.decisions.richer import choices_in, trees
 from research.decisions.sets import arguments

@@ -28,7 +28,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.correction import inputs_of
 from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights, folds_of
 from adagrpo.lists.fusion import Fusion
@@ -46,6 +45,7 @@ from adagrpo.pipeline.stages.tokenize import item_vectors
 from adagrpo.report.page import read_rows
 from adagrpo.rewards import Reward
 from adagrpo.rewards.protocol import ask_catalogue
+from adagrpo.statistics import mean_interval
 from adagrpo.types import Cases, Histories
 from research.command import run
 from research.decisions.network import weights_alone

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from adagrpo.console import StderrConsole
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, parse_list
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table
+from adagrpo.statistics import mean_interval
 from research.command import run
 from research.fair_trial.tune import folder_of, recipe_of
 from research.figures.seven_sets import SETS

@@ -25,11 +25,11 @@ from scipy import stats
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, format_p
+from adagrpo.statistics import seed_interval
 from research.command import run
 from research.rows import add_row
 

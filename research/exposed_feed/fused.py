@@ -5,7 +5,7 @@
 
 `adagrpo decide` on the platform's log, policy, ranker and reward (the ranker's last step) those of `recipe.yaml`; the
 lists then order what the judges of `research.exposed_feed.measure` hold. A row of `fused.jsonl` is one power p: each
-validation case counts (1 / times shown) ** p, see `adagrpo.evaluation.reranking`; 0.5 is what ships. AUC has
+validation case counts (1 / times shown) ** p, see `adagrpo.rewards.reranking`; 0.5 is what ships. AUC has
 intervals over users, and the difference from the starting policy. What has its row is not measured again.
 """
 

@@ -16,12 +16,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
-from adagrpo.data.logs.cells import UNREADABLE, booleans, id_texts
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import MAX_EXPANSION, one_line
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_test, load_user_ids
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import UNREADABLE, booleans, id_texts
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import MAX_EXPANSION, one_line
 
 
 class Judged(NamedTuple):
@@ -51,7 +51,7 @@ def read_judged(
         user: the column of users, in the ids of the logs.
         labels: columns of true and false.
         some_users: that many users at most, a function of (seed, user).
-        max_expansion: see `adagrpo.data.logs.formats`.
+        max_expansion: see `adagrpo.readers.formats`.
 
     Returns:
         user, item and a boolean column a label, by user and item; and how many rows were left out for which reason.

@@ -25,11 +25,11 @@ from torch import Tensor
 from adagrpo.data.columns import USER
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.reward_quality import shown_quality
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.networks import Precision, mixed_precision
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward, ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.statistics import mean_interval
 from adagrpo.types import Histories, Ragged
 
 __all__ = [

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Alignment, Table, to_markdown
+from adagrpo.statistics import seed_interval
 from research.command import run
 
 BANDS = ("all", "head", "middle", "tail")

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adagrpo.evaluation.statistics import holm
 from adagrpo.report.comparison_page import read_comparison
 from adagrpo.report.tables import Table, to_text
+from adagrpo.statistics import holm
 
 __all__ = ["Difference", "corrected_table", "differences_in", "read_differences"]
 

@@ -27,7 +27,6 @@ from adagrpo import metrics
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import summarise
-from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -35,6 +34,7 @@ from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stages.reranking import STAGE, reranking
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table
+from adagrpo.statistics import seed_interval
 from adagrpo.trainer.pressure import mean_pressure
 from research.rows import add_row
 

@@ -25,10 +25,10 @@ from adagrpo.cli.log_roles import by_role
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data.logs.question import question_lines
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
-from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.metrics import hit_rate, recall, target_rank_in
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import crossed_interval, crossed_parts
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.rows import add_row

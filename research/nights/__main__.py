@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from adagrpo.cli.log_commands import recipe_of_logs
 from adagrpo.cli.log_roles import by_role
 from adagrpo.config.yaml_text import parse_yaml
-from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.lists.query import Query, past_of_queries
 from adagrpo.lists.sources import NearestItems, similarities
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import crossed_interval, crossed_parts
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories, Ragged
 from research.command import run

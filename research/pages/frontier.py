@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scipy import optimize, stats
 
-from adagrpo.evaluation.statistics import holm, seed_interval
 from adagrpo.report.charts import GREY, INK, METHODS, SURFACE, draw
 from adagrpo.report.comparison_page import format_difference, format_ends, read_comparison
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table, format_metric, format_p
+from adagrpo.statistics import holm, seed_interval
 from research.figures.seven_sets import SETS
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Intervals over users and seeds of comparisons on file, made anew by the present rule.
 
-A comparison holds the parts of each variance (`adagrpo.evaluation.statistics`), so that a change of the rule reaches
+A comparison holds the parts of each variance (`adagrpo.statistics`), so that a change of the rule reaches
 rows whose runs are gone: intervals, p-values, margins and verdicts, and nothing that was measured.
 """
 

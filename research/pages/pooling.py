@@ -10,7 +10,7 @@ and each end is the mean of the ends: the interval is too wide, if anything. So 
 that of a normal variable with this half-width. Files that hold the variances of a difference, which a file of one seed
 does not, say how users go together under its seeds; of these, the interval over users and seeds is known:
 
-    σ_b²/U = Σ w_i (R_i - E_i)     σ_e²/U = Σ w_i S_i E_i     see `adagrpo.evaluation.statistics`
+    σ_b²/U = Σ w_i (R_i - E_i)     σ_e²/U = Σ w_i S_i E_i     see `adagrpo.statistics`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of rows in `<name>.jsonl`, for documents.
 
-    mean ± t_{S-1} s / √S      over the S seeds of a row, see `seed_interval` of `adagrpo.evaluation.statistics`
+    mean ± t_{S-1} s / √S      over the S seeds of a row, see `seed_interval` of `adagrpo.statistics`
 
 One seed has no ±.
 
@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.evaluation.statistics import Interval, seed_interval
 from adagrpo.metrics import is_rate
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import (
@@ -29,6 +28,7 @@ from adagrpo.report.tables import (
     metric_label,
     results_table,
 )
+from adagrpo.statistics import Interval, seed_interval
 
 __all__ = ["ablation_table", "arms_table", "find", "results_file_table", "starting_table"]
 

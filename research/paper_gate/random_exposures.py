@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from adagrpo.data.exposures import random_exposures, telling
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.prepared import load_item_ids, load_training
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import mean_interval
 from research.command import run
 from research.exposed_feed.orders import judge_order, policy_scores
 from research.rows import add_row

@@ -29,7 +29,6 @@ from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.reward_quality import popularity_bands, rank_correlation
-from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import place_of
 from adagrpo.pipeline.factories import Models
@@ -37,6 +36,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.impressions import examined, exposed
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, to_markdown
+from adagrpo.statistics import seed_interval
 from research.command import run
 from research.exposure_bias.measure import SETTINGS
 from research.rows import add_row

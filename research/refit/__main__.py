@@ -35,7 +35,6 @@ from adagrpo.data.simulation.marketplace import simulate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import ranks_in
-from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
 from adagrpo.lists.names import parse_list
 from adagrpo.metrics import hit_rate, ndcg, recall
 from adagrpo.pipeline import Run
@@ -45,6 +44,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.refit import make_refit, refit_of
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import crossed_interval, crossed_parts
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Ragged
 from research.command import run

@@ -26,13 +26,13 @@ from adagrpo.console import StderrConsole
 from adagrpo.data.logs.preview import preview_logs
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.evaluation.predictions import Predictions, summarise
-from adagrpo.evaluation.statistics import Interval, paired_difference
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.suggest import recipe_text
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import Interval, paired_difference
 from research.command import run
 from research.rows import add_row
 

@@ -26,11 +26,11 @@ from adagrpo import metrics
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import retrieval
-from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report.tables import to_markdown
+from adagrpo.statistics import paired_difference
 from research.command import run
 from research.pages.results import ablation_table
 

@@ -24,7 +24,6 @@ from adagrpo import networks
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import ranks_in
-from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
@@ -32,6 +31,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.policies.compact import CompactContext, CompactPolicy
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table
+from adagrpo.statistics import paired_difference
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.marked_tables import with_marked

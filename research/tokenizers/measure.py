@@ -34,13 +34,13 @@ from adagrpo import metrics
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import summarise
-from adagrpo.evaluation.statistics import Interval, paired_difference
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.description import config_hash
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Alignment, Table, to_markdown
+from adagrpo.statistics import Interval, paired_difference
 from research.command import run
 from research.rows import add_row
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.evaluation.statistics import mean_interval
 from adagrpo.lists.names import START
+from adagrpo.statistics import mean_interval
 from research.decisions.shops import upper_share
 
 CHOICE, ALL = "the choice", "all"

@@ -39,6 +39,7 @@ from adagrpo.serving.schemas import (
     RecommendBody,
     validated,
 )
+from adagrpo.types import ItemId
 
 __all__ = [
     "AsyncClient",
@@ -53,7 +54,6 @@ __all__ = [
 
 AGAIN = (408, 429, 502, 503, 504)
 LONGEST_PAUSE = 5  # seconds
-ItemId = int | str
 Filter = list[ItemId] | dict[str, Any]
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 T = TypeVar("T")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+ItemId = int | str  # as logs write it
 COUNTED = 2**22  # values that are counted at a time
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adagrpo import cli
-from adagrpo.data.logs import chunks
-from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.errors import UserError
+from adagrpo.readers import chunks
+from adagrpo.readers.chunks import read_chunks
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from benchmarks.reliability.bad_rows import AFTER, ITEMS, KINDS, write_log

@@ -14,12 +14,12 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import build_dataset
-from adagrpo.data.logs.formats import csv_header, files_of
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.preview import format_lines, preview_logs
 from adagrpo.errors import UserError
 from adagrpo.pipeline.suggest import recipe_text
+from adagrpo.readers.formats import csv_header, files_of
 
 ROWS = [("ä;1", "x|1", 5), ("b", 'y\t"2"', 6), ("b,c", "😀", 7)]
 NESTED = Columns(user="user.id", item="e.item.sku")
@@ -290,7 +290,7 @@ def test_the_only_column_of_dates_is_the_time_whatever_its_name(tmp_path: Path) 
 
 
 def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adagrpo.data.logs.chunks.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("adagrpo.readers.chunks.CHUNK_BYTES", 1000)
     draw = random.Random(0)
     rows = "".join(f"{draw.randrange(9)},{draw.randrange(9)},{n}\n" for n in range(10_000))
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n" + rows)

@@ -8,11 +8,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from adagrpo.data.logs.chunks import read_table
 from adagrpo.data.logs.interactions import Columns, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.preview import preview_items
 from adagrpo.errors import UserError
+from adagrpo.readers.chunks import read_table
 
 
 def write(path: Path, content: str) -> Path:

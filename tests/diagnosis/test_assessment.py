@@ -14,7 +14,7 @@ from adagrpo.diagnosis import Lists, Observations, diagnose
 from adagrpo.diagnosis.assessment import order_by_exposure, weight_curve
 from adagrpo.diagnosis.orders import cross_fitted_mix, gains, target_ranks
 from adagrpo.diagnosis.verdict import judge, sentences
-from adagrpo.evaluation.reranking import WEIGHTS
+from adagrpo.rewards.reranking import WEIGHTS
 
 FEW = 200  # the verdict reads none of it
 ObservationsOf = Callable[..., Observations]

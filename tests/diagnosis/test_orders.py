@@ -16,7 +16,7 @@ from adagrpo.diagnosis.orders import (
     serving_quantities,
     target_ranks,
 )
-from adagrpo.evaluation.reranking import WEIGHTS
+from adagrpo.rewards.reranking import WEIGHTS
 
 Array = np.ndarray[Any, Any]
 

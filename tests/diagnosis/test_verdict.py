@@ -4,7 +4,7 @@ import pytest
 
 from adagrpo.diagnosis import CellTest, decide
 from adagrpo.diagnosis.verdict import strength_of
-from adagrpo.evaluation.statistics import Interval
+from adagrpo.statistics import Interval
 
 
 def gain(p: float) -> Interval:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adagrpo.evaluation.statistics import CrossedParts, crossed_interval, crossed_parts, holm
+from adagrpo.statistics import CrossedParts, crossed_interval, crossed_parts, holm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.coverage import TARGET, coverage

@@ -21,7 +21,6 @@ from adagrpo.config import Config
 from adagrpo.config.reward import FeatureOptions
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
-from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.experiments.plan import read_plan
 from adagrpo.lists import Query
@@ -44,6 +43,7 @@ from adagrpo.pipeline.status import status
 from adagrpo.pipeline.versions import evaluate_with
 from adagrpo.rewards import FeatureReward
 from adagrpo.serving.model_manager import Asked
+from adagrpo.statistics import all_pairs
 from adagrpo.types import Cases, Histories, Ragged
 
 from ..command_line import command

@@ -14,7 +14,6 @@ import torch
 from adagrpo.data.prepared import SHOWN_LATER, load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.evaluation.exposure_dependence import independent
-from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists import Query
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.decide import choose
@@ -25,6 +24,7 @@ from adagrpo.pipeline.outputs import DECIDED, is_stale
 from adagrpo.pipeline.random_judge import Independence, RandomOrder, clicks_of_lists, independence
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report.decision import decision_table, decision_text
+from adagrpo.statistics import all_pairs
 
 REWARD = {"kind": "feature", "name": "next_last"}
 NAMES = ("popularity", "item_knn", "ranker", "reward", "sft", "rerank", "fuse-without-reward", "fuse")

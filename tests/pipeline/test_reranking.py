@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.evaluation.reranking import least_of_the_best
 from adagrpo.lists import Query
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.files import RunData
@@ -19,6 +18,7 @@ from adagrpo.pipeline.make import make
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.evaluate import read_lists
 from adagrpo.pipeline.stages.reranking import re_rankings
+from adagrpo.rewards.reranking import least_of_the_best
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """
@@ -100,7 +100,7 @@ def test_the_end_of_the_grid_is_said_and_kept(
 ) -> None:
     """A reward that knows the next item, under a grid that ends too soon."""
     monkeypatch.setattr("adagrpo.pipeline.stages.reranking.WEIGHTS", (0.0, 0.01))
-    monkeypatch.setattr("adagrpo.evaluation.reranking.WEIGHTS", (0.0, 0.01))
+    monkeypatch.setattr("adagrpo.rewards.reranking.WEIGHTS", (0.0, 0.01))
     (tmp_path / "ring_edge.py").write_text(RING, encoding="utf-8")
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_edge:ahead"})
     run.code = tmp_path

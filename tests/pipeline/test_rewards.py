@@ -20,7 +20,6 @@ import yaml
 from adagrpo.config import Config, load_config
 from adagrpo.console import Silent
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.description import describe
@@ -29,6 +28,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
 from adagrpo.pipeline.status import status
+from adagrpo.rewards.reranking import within_list_std
 from adagrpo.types import Histories
 
 from ..command_line import command

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from adagrpo.config import load_config
-from adagrpo.evaluation.statistics import crossed_interval, crossed_parts
+from adagrpo.statistics import crossed_interval, crossed_parts
 from research.gate_best_case import measure
 from research.worlds_pooled import over_worlds
 

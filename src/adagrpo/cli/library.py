@@ -6,7 +6,7 @@ import torch
 from adagrpo import config, console, monitoring, networks, pipeline
 from adagrpo.cli import tracking
 from adagrpo.config import data, reward, rules, section, yaml_text
-from adagrpo.data.logs import cells, formats, items, preview, question
+from adagrpo.data.logs import items, preview, question
 from adagrpo.data.simulation import marketplace
 from adagrpo.exposures import exposure_collect, user_hash
 from adagrpo.lists import eligibility, exploration
@@ -26,6 +26,7 @@ from adagrpo.pipeline import (
     suggest,
     watch,
 )
+from adagrpo.readers import cells, formats
 from adagrpo.report import comparison_page, decision, diagnosis_page, experiment_page, run_page, run_tables, tables
 from adagrpo.rewards import model_files as rewards
 from adagrpo.serving import options

@@ -61,7 +61,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class DecideConfig(Section):
-    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.evaluation.reranking`.
+    """Choice between lists by `adagrpo decide`; for weights see `adagrpo.rewards.reranking`.
 
     With `refit` the chosen list is fitted once more, on all interactions. `control` is a file of the list that users
     get today, see `adagrpo.pipeline.stages.control`.

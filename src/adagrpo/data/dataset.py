@@ -35,12 +35,12 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
-from adagrpo.data.logs.cells import blank_to_null, id_texts, numbers
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import MAX_EXPANSION
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.log_fields import UNITS
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import blank_to_null, id_texts, numbers
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import MAX_EXPANSION
 
 KEY = b"adagrpo: items, 1"
 _BYTES = 8  # of a hash; two of a million items agree with a probability of 3e-8, and are then ordered by their ids

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from adagrpo.data.columns import USER_ID
-from adagrpo.data.logs.cells import id_value
-from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, kind_of, path_of, read_blocks, reading, require
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import id_value
+from adagrpo.readers.chunks import read_chunks
+from adagrpo.readers.formats import columns_of, kind_of, path_of, read_blocks, reading, require
 
 HISTORY = "history"
 BLOCK_BYTES = 2**22

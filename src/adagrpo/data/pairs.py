@@ -121,20 +121,3 @@ class PairCounts(NamedTuple):
 
 
 # row (N,) ascending; weights (N,) at least 0, compared as float32
-def largest_of_rows(row: NDArray[np.int64], weights: NDArray[np.floating], limit: int) -> NDArray[np.bool_]:
-    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
-
-    >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
-    array([ True,  True, False,  True])
-    """
-    # one number to sort by: the row, then the weight from the largest, whose bits as a float32 are in its order
-    falling = np.uint32(2**32 - 1) - weights.astype(np.float32, copy=False).view(np.uint32)
-    keys = (row << 32) | falling
-    counts = np.bincount(row)
-    starts = counts.cumsum() - counts
-    least = np.sort(keys)[starts + np.minimum(counts, limit).clip(1) - 1][row]
-    better, even = keys < least, keys == least
-    room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
-    before = even.cumsum() - even
-    even &= before - before[starts[row]] < room[row]
-    return np.asarray((better | even) & (weights > 0))

@@ -36,8 +36,8 @@ from adagrpo.diagnosis.orders import (
     thirds,
 )
 from adagrpo.diagnosis.verdict import LEVEL, judge, sentences
-from adagrpo.evaluation.reranking import WEIGHTS, case_weights
-from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
+from adagrpo.rewards.reranking import WEIGHTS, case_weights
+from adagrpo.statistics import bootstrap_mean, bootstrap_means
 from adagrpo.types import Floats, Ints
 
 RESAMPLES = 2000

@@ -2,7 +2,7 @@
 
     policy    log π(o | x)
     ranker    RM(x, o)
-    mix       log π(o | x) + w RM(x, o) / σ        σ and the grid of w: `adagrpo.evaluation.reranking`
+    mix       log π(o | x) + w RM(x, o) / σ        σ and the grid of w: `adagrpo.rewards.reranking`
 
 The mix is cross-fitted: `w` is chosen by NDCG@10 on one half of the users and applied to the other, averaged over
 `HALVINGS` random halvings. Re-ranked beams are Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we add the
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, within_list_std
 from adagrpo.evaluation.reward_quality import rank_correlation
-from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
+from adagrpo.rewards.reranking import WEIGHTS, mixed_scores, within_list_std
+from adagrpo.statistics import Interval, mean_interval, paired_difference
 from adagrpo.types import Floats, Ints
 
 HALVINGS = 1000

@@ -32,8 +32,8 @@ from adagrpo.diagnosis.orders import (
     target_ranks,
     thirds,
 )
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, exposure_weights
-from adagrpo.evaluation.statistics import Interval, holm
+from adagrpo.rewards.reranking import WEIGHTS, best_weight, edge_warning, exposure_weights
+from adagrpo.statistics import Interval, holm
 from adagrpo.types import Floats, Ints
 
 LEVEL, STRONG = 0.05, 0.001

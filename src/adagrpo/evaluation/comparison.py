@@ -6,7 +6,7 @@ For arm `a`, seed `s` of `S` and user `u` of its `n_s` test cases, with a per-us
     D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
     users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
     seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
-    both      over users and seeds, see `adagrpo.evaluation.statistics`; decides the verdict
+    both      over users and seeds, see `adagrpo.statistics`; decides the verdict
     family    Holm over all family arms and checkpoints on one metric, with p of `both`, or of `users` for one seed
 
 Sources: Efron 1979, Holm 1979.
@@ -23,7 +23,8 @@ import polars as pl
 
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import USER_ID
-from adagrpo.evaluation.statistics import (
+from adagrpo.metrics import RankedLists, ReportPart, lookup, measure_users, metric_names
+from adagrpo.statistics import (
     CrossedParts,
     Interval,
     bootstrap_means,
@@ -32,7 +33,6 @@ from adagrpo.evaluation.statistics import (
     holm,
     seed_interval,
 )
-from adagrpo.metrics import RankedLists, ReportPart, lookup, measure_users, metric_names
 
 ComparisonVerdict = Literal[
     "significantly better",  # after Holm's correction

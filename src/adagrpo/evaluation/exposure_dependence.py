@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ITEM, TIMESTAMP, USER
-from adagrpo.evaluation.statistics import Interval, mean_interval
+from adagrpo.statistics import Interval, mean_interval
 from adagrpo.types import Floats, Ints
 
 MARGIN = 0.02  # share of pairs above one half that still counts as no dependence

@@ -6,7 +6,7 @@ unconstrained beam of the same width. With one target per user, recall@K equals 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ from torch import Tensor
 from adagrpo import metrics
 from adagrpo.data.prepared import drawn_positions
 from adagrpo.data.sequences import older_items, pad
-from adagrpo.decoding import Beams, beam_search, beam_search_both
-from adagrpo.evaluation.reranking import mixed_scores
-from adagrpo.groups.draw import draw_rollouts
+from adagrpo.decoding import beam_search_both, sample
+from adagrpo.decoding.history import unseen, without_history
 from adagrpo.networks import Precision, mixed_precision
-from adagrpo.policies.policy import Context, Policy
+from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward, ask_reward
+from adagrpo.rewards.reranking import mixed_scores
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
@@ -115,7 +115,7 @@ def predict(
         if unmasked is not None:
             unmasked[rows] = ranked[:, :width].cpu().numpy()
             ranked, score = without_history(
-                policy, context, catalog, beams, histories, width, precision=precision, eligible=masks
+                policy, context, catalog.trie, beams, histories, width, precision=precision, eligible=masks
             )
         items[rows], scores[rows] = ranked.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
@@ -127,8 +127,8 @@ def predict(
             device = catalog.codes.device
             with mixed_precision(policy, precision):
                 part = context[(chosen >= 0).nonzero().squeeze(1).to(device)]
-                drawn = draw_rollouts(policy, part, catalog.trie, uniforms[chosen[chosen >= 0]].to(device))
-            invalid += int((~drawn.valid).sum())
+                drawn = sample(policy, part, uniforms[chosen[chosen >= 0]].to(device))
+            invalid += int((catalog.trie.lookup(drawn.codes) < 0).sum())
         done += len(rows)
         report(done, count)
     share = invalid / max(1, len(uniforms) * SAMPLES)
@@ -195,11 +195,11 @@ def rank_by_ranker(
         best = scores.topk(wide)
         ranked = best.indices
         if exclude_history:
-            ranked = _unseen(ranked, best.values, histories, width)[0]
+            ranked = unseen(ranked, best.values, histories, width)[0]
             short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
             if len(short) and wide < scores.shape[1]:
                 every = scores[short].sort(dim=1, descending=True, stable=True)
-                ranked[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
+                ranked[short] = unseen(every.indices, every.values, histories.rows(short), width)[0]
         items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
     return retrieval(items, cases)
 
@@ -221,46 +221,6 @@ def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
 def ranks_in(items: NDArray[np.int64], cases: Cases) -> NDArray[np.int64]:
     """Return the logged items' ranks in lists (N, W): (N,) from 1, 0 if absent; of baskets (N, R)."""
     return metrics.target_rank_in(items, cases.logged)
-
-
-@torch.no_grad()
-def without_history(
-    policy: Policy[Any, Any],
-    context: Context,
-    catalog: Catalog,
-    beams: Beams,  # (B, W + T)
-    histories: Histories,
-    width: int,
-    *,
-    precision: Precision = "auto",
-    closed: Tensor | None = None,  # (B, X) int64, other items that the search left out, -1 for none
-    eligible: Sequence[Eligible | None] | None = None,  # masks of the search, see `Trie.excluding`
-) -> tuple[Tensor, Tensor]:  # (B, W) each
-    """Return found items outside histories and scores, padded with -1 and -inf.
-
-    Samples with short lists are searched again.
-    """
-    items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
-    # a search that has hypotheses left over has found all that there is
-    short = ((items[:, -1] < 0) & (beams.scores[:, -1] > -torch.inf)).nonzero().squeeze(1)
-    if len(short):
-        out = histories.whole if closed is None else torch.cat([closed, histories.whole], dim=1)
-        masks = None if eligible is None else [eligible[row] for row in short.tolist()]
-        excluded = catalog.trie.excluding(out[short], masks)
-        hypotheses = beams.scores.shape[1]
-        with mixed_precision(policy, precision):
-            again = beam_search(policy, context[short], hypotheses, trie=catalog.trie, excluded=excluded)
-        items[short] = catalog.trie.leaf_items(again.leaves)[:, :width]
-        scores[short] = again.scores[:, :width]
-    return items, scores
-
-
-# items and scores (B, N) -> (B, W) each
-def _unseen(items: Tensor, scores: Tensor, histories: Histories, width: int) -> tuple[Tensor, Tensor]:
-    seen = histories.holds(items)
-    order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-    dropped = seen.gather(1, order)
-    return items.gather(1, order).masked_fill(dropped, -1), scores.gather(1, order).masked_fill(dropped, -torch.inf)
 
 
 def batches(

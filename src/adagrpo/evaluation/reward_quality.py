@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adagrpo import metrics
-from adagrpo.evaluation.statistics import bootstrap_mean
+from adagrpo.statistics import bootstrap_mean
 from adagrpo.types import Floats, Ints
 
 _NUMBERS = 2**24  # scores that are taken as float64 at a time

@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from adagrpo.evaluation.statistics import holm
 from adagrpo.experiments.duration import anytime_factor, tests_of
 from adagrpo.experiments.effects import effect
 from adagrpo.experiments.plan import Guardrail, Plan, PlannedMetric, moment_of
 from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 from adagrpo.experiments.validity import RatioCheck, check_left_out, check_ratios
+from adagrpo.statistics import holm
 from adagrpo.types import Floats
 
 NOTHING = "nothing yet"  # for metrics that are 0 in both arms

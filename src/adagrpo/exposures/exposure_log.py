@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from adagrpo.lists.query import ItemId
+from adagrpo.types import ItemId
 
 FAILED = "failed"  # source of a request of an experiment without a list
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)

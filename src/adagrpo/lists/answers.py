@@ -10,8 +10,9 @@ import numpy as np
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Narrowing
 from adagrpo.lists.explanation import reasons
-from adagrpo.lists.query import ItemId, Query, Source
+from adagrpo.lists.query import Query, Source
 from adagrpo.lists.recommender import Recommender
+from adagrpo.types import ItemId
 
 
 class Answer(NamedTuple):

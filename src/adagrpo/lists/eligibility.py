@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.groups import GroupValue, ItemGroups
-from adagrpo.data.logs.formats import names_file
 from adagrpo.errors import UserError
+from adagrpo.readers.formats import names_file
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 

@@ -12,10 +12,11 @@ import polars as pl
 import torch
 
 from adagrpo.lists.correction import inputs_of
-from adagrpo.lists.query import ItemId, Query, Source
+from adagrpo.lists.query import Query, Source
 from adagrpo.lists.recommender import Recommender
 from adagrpo.lists.rules import Moved
 from adagrpo.lists.sources import NearestItems
+from adagrpo.types import ItemId
 
 LONGEST_TITLE = 90  # characters
 MATCHING = ("item_knn", "successors", "together")  # sources that match items of the history

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from adagrpo.evaluation.reranking import within_list_std
 from adagrpo.lists.correction import (
     ChoiceTensors,
     Correction,
@@ -34,6 +33,7 @@ from adagrpo.lists.correction import (
 )
 from adagrpo.lists.fusion import POLICY, Weights
 from adagrpo.metrics import target_rank_in
+from adagrpo.rewards.reranking import within_list_std
 
 FOLDS = 5
 FITS = 2 * FOLDS + 1  # weights and network of each fold, and the network of everyone

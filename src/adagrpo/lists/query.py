@@ -14,9 +14,8 @@ from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.sources import CandidateSource
 from adagrpo.rewards.protocol import Reward
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.types import Cases, Past
+from adagrpo.types import Cases, ItemId, Past
 
-ItemId = int | str
 # what made a list: the policy, re-ranked or not; the policy with other sources; a source or reward without the policy;
 # the popular items, for a history without known items; a sample from the policy
 Source = Literal["policy", "fused", "alone", "popular", "sampled"]

@@ -28,13 +28,11 @@ from adagrpo.decoding import (
     rank_log_probs,
     slate_log_probs,
 )
-from adagrpo.evaluation.predictions import without_history
-from adagrpo.evaluation.reranking import mixed_scores
+from adagrpo.decoding.history import without_history
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.fallback import answer_of
 from adagrpo.lists.fusion import Candidates, Fusion
 from adagrpo.lists.query import (
-    ItemId,
     ListOrder,
     ListPropensities,
     Query,
@@ -48,8 +46,9 @@ from adagrpo.lists.sources import DECAY, CandidateSource, StoredLists, best_of
 from adagrpo.networks import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward, ask_catalogue, ask_reward
+from adagrpo.rewards.reranking import mixed_scores
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.types import Asking, Histories, Ragged
+from adagrpo.types import Asking, Histories, ItemId, Ragged
 
 MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
@@ -387,7 +386,7 @@ class Recommender:
             return _Beam(trie.leaf_items(beams.leaves), beams.scores, log_probs)
         options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
         return _Beam(
-            *without_history(self.policy, context, self.catalog, beams, batch, self.width, **options), log_probs
+            *without_history(self.policy, context, self.catalog.trie, beams, batch, self.width, **options), log_probs
         )
 
     def _padded(self, lists: Sequence[Sequence[int]]) -> Tensor:  # (B, X) int64, padded with -1

@@ -31,9 +31,10 @@ from adagrpo.config.rules import RangeConfig, RulesConfig
 from adagrpo.data.groups import ItemGroups
 from adagrpo.errors import UserError
 from adagrpo.lists.eligibility import Eligibility
-from adagrpo.lists.query import ItemId, Query
+from adagrpo.lists.query import Query
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
+from adagrpo.types import ItemId
 
 DAY = 86_400.0  # seconds
 MASKS = 64  # that are kept

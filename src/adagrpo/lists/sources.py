@@ -25,10 +25,11 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from adagrpo.data.pairs import common_users_of, largest_of_rows, successions, users_of_items
+from adagrpo.data.pairs import common_users_of, successions, users_of_items
 from adagrpo.data.sequences import basket_starts
 from adagrpo.networks import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.sparse_rows import add_rows, largest_of_rows
 from adagrpo.types import Histories, Past, Ragged
 
 DECAY = 0.7  # γ
@@ -100,19 +101,6 @@ class NearestItems(CandidateSource):
         dense = np.asarray((held @ self.near).todense(), np.float32)
         dense[dense == 0] = -np.inf
         return torch.from_numpy(dense).to(past.items.device)
-
-
-def add_rows(
-    total: NDArray[np.float32],  # (V,), changed
-    matrix: sparse.csr_array,  # (N, V) float32
-    columns: NDArray[np.int64],  # the matrix's indices, which are looked up faster in this type
-    rows: Sequence[int],
-    weights: NDArray[np.float32],  # of the rows
-) -> None:
-    """Add weighted rows of a matrix; for one user's few items quicker than a product of sparse matrices."""
-    for row, weight in zip(rows, weights, strict=True):
-        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
-        total[columns[part]] += weight * matrix.data[part]
 
 
 class RankerScores(CandidateSource):

@@ -16,7 +16,8 @@ from scipy import sparse
 from torch import Tensor
 
 from adagrpo.lists.own import past_of
-from adagrpo.lists.sources import CandidateSource, add_rows
+from adagrpo.lists.sources import CandidateSource
+from adagrpo.sparse_rows import add_rows
 from adagrpo.types import Histories, Ragged, indices_of
 
 DECAY = 0.9  # γ

@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM, ITEM_ID, TEXT, USER_ID
-from adagrpo.data.logs.cells import id_texts
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.prepared import ITEM_COLUMNS, stack_columns
 from adagrpo.errors import UserError, first_of
@@ -32,6 +29,9 @@ from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import LATEST, catalog_versions, open_version
+from adagrpo.readers.cells import id_texts
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import columns_of, names_file
 from adagrpo.semantic_ids.catalog import Catalog, numbers_items
 from adagrpo.semantic_ids.embeddings import words
 from adagrpo.semantic_ids.language import language_vectors

@@ -37,7 +37,6 @@ from adagrpo.data.prepared import SHOWN_LATER
 from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
-from adagrpo.evaluation.statistics import Interval, all_pairs
 from adagrpo.experiments.plan import Plan, frozen_path, read_frozen, read_plan
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import (
@@ -64,6 +63,7 @@ from adagrpo.pipeline.stages.diagnose import suspects
 from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_power, read_ranks, validation_cases
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
+from adagrpo.statistics import Interval, all_pairs
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 

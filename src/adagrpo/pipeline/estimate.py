@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.histories import read_histories
-from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_store import parts_of, read_parts
 from adagrpo.lists import Query, Recommender
@@ -27,6 +26,7 @@ from adagrpo.pipeline.named_lists import SHOWN, ListOptions
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.prepare import latest_exposures
 from adagrpo.pipeline.versions import LATEST, open_version
+from adagrpo.readers.formats import listed
 
 BATCH = 64  # lists
 REACH = 20  # items of the target's draw that the model's expectation covers

@@ -34,13 +34,13 @@ from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Utility, eligible_cases, sample_cases
-from adagrpo.evaluation.reranking import EXPOSURE_POWER, case_weights
 from adagrpo.groups.gated import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.lists.query import Query, query_of
 from adagrpo.lists.table import Shown
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
 from adagrpo.pipeline.stage import Read
+from adagrpo.rewards.reranking import EXPOSURE_POWER, case_weights
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Ragged

@@ -21,7 +21,6 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
-from adagrpo.lists.query import ItemId
 from adagrpo.lists.recommender import Recommender
 from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of
 from adagrpo.pipeline.files import RunData
@@ -29,6 +28,7 @@ from adagrpo.pipeline.named_lists import ListOptions, answering, list_read
 from adagrpo.pipeline.serve import recommender
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import atomic_file
+from adagrpo.types import ItemId
 
 DAY = 86_400.0  # seconds
 FACTS = "adagrpo"  # metadata key of a part: fingerprint of the lists' inputs, first row in the user file, and counts

@@ -20,10 +20,10 @@ from adagrpo.data.exposures import RANDOM, telling
 from adagrpo.data.prepared import SHOWN_LATER, TARGET
 from adagrpo.evaluation.exposure_dependence import exchanged, independent, weights_of_shown
 from adagrpo.evaluation.reward_quality import shown_quality
-from adagrpo.evaluation.statistics import Interval, mean_interval
 from adagrpo.lists import Query, Recommender
 from adagrpo.lists.names import START
 from adagrpo.pipeline.files import RunData
+from adagrpo.statistics import Interval, mean_interval
 from adagrpo.types import Cases
 
 MOST_USERS, LEAST = 5_000, 20  # sampled users; fewest users with another order for a test

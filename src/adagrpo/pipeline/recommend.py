@@ -18,7 +18,6 @@ from typing import Any
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import HISTORY, about_how_many, read_histories
-from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError, install
 from adagrpo.lists.eligibility import Filter
 from adagrpo.pipeline.description import config_hash
@@ -27,6 +26,7 @@ from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.named_lists import ListOptions, answering, list_read
 from adagrpo.pipeline.serve import recommender
+from adagrpo.readers.formats import columns_of, require
 from adagrpo.storage.artifacts import seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder

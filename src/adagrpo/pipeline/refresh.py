@@ -29,14 +29,11 @@ from numpy.typing import NDArray
 from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, ITEM, ITEM_ID, TIMESTAMP, USER, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, in_hash_order
-from adagrpo.data.logs.formats import columns_of
 from adagrpo.data.logs.interactions import Logs, Refusals, with_impressions
 from adagrpo.data.logs.log_fields import UNITS, moment
 from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
 from adagrpo.errors import UserError, first_of
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
-from adagrpo.evaluation.reranking import case_weights
-from adagrpo.evaluation.statistics import all_pairs
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
@@ -52,9 +49,12 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
 from adagrpo.pipeline.versions import open_version
+from adagrpo.readers.formats import columns_of
+from adagrpo.rewards.reranking import case_weights
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.language import language_vectors
 from adagrpo.semantic_ids.placement import seen_together
+from adagrpo.statistics import all_pairs
 from adagrpo.storage.writing import remove
 from adagrpo.types import Ragged
 

@@ -11,11 +11,12 @@ from typing import Any, Self
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID
-from adagrpo.lists.query import ItemId, Source
+from adagrpo.lists.query import Source
 from adagrpo.pipeline.directory import RunDirectory, trained_arms
 from adagrpo.pipeline.json_files import read_rows
 from adagrpo.report.decision import list_advice
 from adagrpo.report.diagnosis_page import weight_figures
+from adagrpo.types import ItemId
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ import polars as pl
 from adagrpo.config import Settings, as_overrides, dump_config, load_config, resolve_config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.console import Silent, StderrConsole
-from adagrpo.data.logs.formats import files_of
 from adagrpo.errors import UserError
 from adagrpo.lists.answers import answer
 from adagrpo.lists.eligibility import Filter
 from adagrpo.lists.names import CONTROL, START
-from adagrpo.lists.query import ItemId
 from adagrpo.networks import Precision
 from adagrpo.pipeline import stage_table
 from adagrpo.pipeline.catalog_update import update_catalog
@@ -60,9 +58,11 @@ from adagrpo.pipeline.stages.impressions import collect_exposures
 from adagrpo.pipeline.stages.prepare import log_source, note_described, publish_first
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, stages_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
+from adagrpo.readers.formats import files_of
 from adagrpo.report.diagnosis_page import write_diagnosis
 from adagrpo.report.run_page import write_report, write_users
 from adagrpo.trainer.processes import processes
+from adagrpo.types import ItemId
 
 DAY = 86_400.0  # seconds
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from adagrpo.config.models import TokenizerConfig
 from adagrpo.config.yaml_text import json_text
-from adagrpo.data.logs.cells import ONE_EACH
-from adagrpo.data.logs.formats import UNNAMED, one_line
 from adagrpo.data.logs.question import Question, question_lines
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import ONE_EACH
+from adagrpo.readers.formats import UNNAMED, one_line
 
 DENSITY = 1.25  # least code sequences per item; balanced codes need 1.1
 MOST_CODES = 512  # per level; more items get three levels

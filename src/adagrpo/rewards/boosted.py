@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
-from adagrpo.rewards.external import ItemId, users_of
+from adagrpo.rewards.external import users_of
 from adagrpo.rewards.features import Features, Floats
 from adagrpo.rewards.model_files import TreeModel
 from adagrpo.rewards.tables import Tables, features_of
-from adagrpo.types import Histories
+from adagrpo.types import Histories, ItemId
 
 _FEW = 4096  # items that one thread scores: several would wait for each other longer, above all where a service is busy
 

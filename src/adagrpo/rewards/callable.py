@@ -28,8 +28,8 @@ from typing import Any
 from torch import Tensor
 
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request, users_of
-from adagrpo.types import Histories
+from adagrpo.rewards.external import InvalidResponse, check_response, scatter_scores, score_request, users_of
+from adagrpo.types import Histories, ItemId
 
 INSTALLED = {"site-packages", "dist-packages"}
 KEYWORDS = frozenset({"users", "times", "shown", "training_logs"})

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.types import Histories
+from adagrpo.types import Histories, ItemId
 
-ItemId = int | str
 LARGEST = float(np.finfo(np.float32).max)
 UNORDERED = (str, bytes, dict, set, frozenset)  # scores without a defined order
 

@@ -26,13 +26,12 @@ from torch import Tensor
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.rewards.external import (
     InvalidResponse,
-    ItemId,
     ScoreRequest,
     check_response,
     scatter_scores,
     score_request,
 )
-from adagrpo.types import Histories
+from adagrpo.types import Histories, ItemId
 
 AGAIN = (408, 429, *range(500, 600))
 LONGEST_PAUSE = 30  # seconds

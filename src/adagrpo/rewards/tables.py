@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from adagrpo.data.logs.cells import blank_to_null
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import blank_to_null
 from adagrpo.rewards.features import FEATURES
 from adagrpo.rewards.model_files import MISSING_TEXT, Known, TreeModel
 

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import columns_of
 from adagrpo.errors import UserError
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import columns_of
 from adagrpo.semantic_ids.published import LARGEST_CODE, code_matrix
 from adagrpo.semantic_ids.quantization import Quantization, assign_within
 from adagrpo.semantic_ids.trie import Trie

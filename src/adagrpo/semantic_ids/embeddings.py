@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.linalg import qr
 from scipy.sparse.linalg import svds
 
-from adagrpo.data.pairs import largest_of_rows
+from adagrpo.sparse_rows import largest_of_rows
 from adagrpo.types import Ints, Ragged
 
 PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them

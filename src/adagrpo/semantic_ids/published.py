@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.logs.cells import id_texts
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import MAX_EXPANSION, one_line
 from adagrpo.errors import UserError, first_of
+from adagrpo.readers.cells import id_texts
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import MAX_EXPANSION, one_line
 
 LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
 NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.lists.fallback import CircuitBreaker
-from adagrpo.lists.query import ItemId, Query, Recommendations
+from adagrpo.lists.query import Query, Recommendations
 from adagrpo.lists.recommender import Recommender
 from adagrpo.serving.batch_queue import STEP
+from adagrpo.types import ItemId
 
 AFTER_REWARD = 0.02  # seconds kept for work after the reward
 

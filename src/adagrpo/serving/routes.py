@@ -22,7 +22,7 @@ from adagrpo.errors import UserError
 from adagrpo.exposures.exposure_log import FAILED, Exposure, Feedback, SinkFailed, same_request
 from adagrpo.lists.eligibility import Filter, Narrowing, filter_key, why_short
 from adagrpo.lists.explanation import reasons
-from adagrpo.lists.query import ItemId, Query, Recommendations
+from adagrpo.lists.query import Query, Recommendations
 from adagrpo.serving import schemas
 from adagrpo.serving.batch_queue import BatchQueue, Overloaded, in_daemon_thread
 from adagrpo.serving.exposure_rows import ExposureRows, RequestHashes, exposure
@@ -30,6 +30,7 @@ from adagrpo.serving.model_manager import Answered, Asked, Interleaved, ModelMan
 from adagrpo.serving.options import Options
 from adagrpo.serving.schemas import LONGEST_BATCH, BadRequest, RecommendBody, parsed, validated
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
+from adagrpo.types import ItemId
 
 FIGURES_SECONDS = 1.0  # cache time of /metrics, whose rendering blocks the event loop
 BYTES_IN_LOOP = 8192  # of a body; longer ones are read in a thread

@@ -29,11 +29,11 @@ from adagrpo.data.columns import (
     TIMESTAMP,
     USER_ID,
 )
-from adagrpo.data.logs.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all, where
-from adagrpo.data.logs.chunks import Chunk, read_chunks
-from adagrpo.data.logs.formats import MAX_EXPANSION, SAVE_AS_UTF_8, file_format, one_line
 from adagrpo.data.logs.log_fields import UNITS, Columns, Field, Refusals, fields_of
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import ONE_EACH, UNREADABLE, blank_to_null, first_list, identifiers, integers_if_all, where
+from adagrpo.readers.chunks import Chunk, read_chunks
+from adagrpo.readers.formats import MAX_EXPANSION, SAVE_AS_UTF_8, file_format, one_line
 
 __all__ = ["Columns", "Logs", "Refusals", "read_logs"]
 
@@ -62,7 +62,7 @@ class Logs:
 
 
 def read_logs(
-    paths: Sequence[Path],  # files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`
+    paths: Sequence[Path],  # files with the same columns, see `adagrpo.readers.formats.SUFFIXES`
     columns: Columns,
     *,
     keep_events: Sequence[str] | None = None,  # keep only these; needs `columns.event`
@@ -71,7 +71,7 @@ def read_logs(
     ordered: bool = True,  # False if no column orders a user's rows; they keep the file order
     max_bad_rows: int = 0,  # limit of rejected rows over all files
     refuse: Refusals | None = None,
-    max_expansion: float = MAX_EXPANSION,  # see `adagrpo.data.logs.formats`
+    max_expansion: float = MAX_EXPANSION,  # see `adagrpo.readers.formats`
     drop_duplicates: bool = False,
     drop_items: Sequence[str] = (),  # ids whose rows are left out
     first_rows: int | None = None,  # limit for each file

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM_ID, TEXT
-from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, identifiers, integers_if_all
-from adagrpo.data.logs.chunks import read_table
-from adagrpo.data.logs.formats import MAX_EXPANSION, columns_of, kind_of, one_line, require
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import UNREADABLE, blank_to_null, identifiers, integers_if_all
+from adagrpo.readers.chunks import read_table
+from adagrpo.readers.formats import MAX_EXPANSION, columns_of, kind_of, one_line, require
 
 DATES = (pl.Date, pl.Datetime)
 

@@ -31,9 +31,9 @@ from adagrpo.data.columns import (
     TIMESTAMP,
     USER_ID,
 )
-from adagrpo.data.logs.cells import LAST_TIME, LONGEST_ID, booleans, identifiers, in_seconds, numbers, slots, where
-from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import LAST_TIME, LONGEST_ID, booleans, identifiers, in_seconds, numbers, slots, where
+from adagrpo.readers.formats import columns_of, listed, one_line
 
 ISO = (
     r"(?i)^(?<date>\d{4}-\d\d-\d\d)(?:[t ](?<clock>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,](?<fraction>\d{1,9}))?)?"
@@ -166,7 +166,7 @@ class Refusals:
     items: pl.Series | None = None  # ids; rows of other items are bad
     after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
     repeats: bool = False  # rows whose fields are all those of an earlier one are bad
-    lists: bool = True  # a file most of whose items are texts of lists is refused, see `adagrpo.data.logs.cells`
+    lists: bool = True  # a file most of whose items are texts of lists is refused, see `adagrpo.readers.cells`
 
 
 class Field(NamedTuple):

@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
-from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, first_list, numbers, slots
-from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import NOT_UTF_8, SAVE_AS_UTF_8, SEPARATORS, columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import Columns, Refusals, read_logs
 from adagrpo.data.logs.log_fields import Times, iso_seconds, two_units
 from adagrpo.data.logs.question import duplicates_note, future_note, ids_note, question_of
 from adagrpo.errors import UserError
+from adagrpo.readers.cells import UNREADABLE, blank_to_null, booleans, first_list, numbers, slots
+from adagrpo.readers.chunks import read_chunks
+from adagrpo.readers.formats import NOT_UTF_8, SAVE_AS_UTF_8, SEPARATORS, columns_of, kind_of, listed, one_line
 
 DATES, COMMAS = "dates and times", "numbers with decimal commas"
 DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00

@@ -17,9 +17,9 @@ import polars as pl
 
 from adagrpo.config.data import SplitConfig
 from adagrpo.data.columns import BASKET, ITEM_ID, TIMESTAMP, USER_ID
-from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.data.logs.log_fields import UNITS, moment
+from adagrpo.readers.formats import columns_of, listed, one_line
 
 ODD = r"[^!-~]|^0\d|^\d+\.0+$"  # an id without it is spelt as `spellings` spells it
 INVISIBLE = r"[\u{ad}\u{200b}-\u{200d}\u{2060}\u{feff}]"  # soft hyphen, zero-width characters, byte order mark

@@ -13,9 +13,6 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.histories import read_histories
-from adagrpo.data.logs.cells import id_value, numbers
-from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
 from adagrpo.lists.names import CONTROL
 from adagrpo.lists.sources import StoredLists
@@ -23,6 +20,9 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration, Read
+from adagrpo.readers.cells import id_value, numbers
+from adagrpo.readers.chunks import read_chunks
+from adagrpo.readers.formats import columns_of, require
 
 LISTS, SUMMARY = "lists.parquet", "summary.json"
 ITEMS, RANK = "items", "rank"

@@ -18,7 +18,6 @@ from adagrpo.data import splits
 from adagrpo.data.columns import BASKET, CLICKED, ITEM_ID, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, shuffle_ties
 from adagrpo.data.exposures import RANDOM, impressions_of, random_exposures
-from adagrpo.data.logs.formats import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of, file_format, kind_of
 from adagrpo.data.logs.interactions import Columns, Logs, Refusals, read_logs, with_impressions
 from adagrpo.data.logs.items import read_columns, read_items
 from adagrpo.data.logs.log_fields import UNITS, moment, two_units
@@ -39,6 +38,7 @@ from adagrpo.exposures.user_hash import VARIABLE, read_key
 from adagrpo.pipeline.directory import RunDirectory, read_of
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import Declaration
+from adagrpo.readers.formats import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of, file_format, kind_of
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.marks import check_kind, is_marked
 from adagrpo.trainer.processes import processes

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.evaluation.predictions import Predictions, ranks_in, reordered, summarise
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, within_list_std
 from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.metrics import measured, ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, place_of, weights_of
@@ -33,6 +32,7 @@ from adagrpo.pipeline.stage import Declaration, Declare
 from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predictions
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.stages.fuse import VALIDATION, validation_cases, write_ranks
+from adagrpo.rewards.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, within_list_std
 from adagrpo.types import Cases
 
 STAGE, FILE = REWARD_WEIGHTS.split(":")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adagrpo.evaluation.statistics import (
+from adagrpo.statistics import (
     bootstrap_mean,
     bootstrap_means,
     holm,
@@ -68,7 +68,7 @@ def test_the_p_value_is_never_zero() -> None:
 def test_blocks_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(7.0)
     whole = bootstrap_mean(values, resamples=50)
-    monkeypatch.setattr("adagrpo.evaluation.statistics._BLOCK", 21)
+    monkeypatch.setattr("adagrpo.statistics._BLOCK", 21)
     assert bootstrap_mean(values, resamples=50) == whole
 
 

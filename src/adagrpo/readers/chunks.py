@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logs.cells import id_value, numbers
-from adagrpo.data.logs.formats import (
+from adagrpo.errors import UserError
+from adagrpo.readers.cells import id_value, numbers
+from adagrpo.readers.formats import (
     MAX_EXPANSION,
     SCHEMA_BYTES,
     UNNAMED,
@@ -33,7 +34,6 @@ from adagrpo.data.logs.formats import (
     reading,
     require,
 )
-from adagrpo.errors import UserError
 
 CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, mixed_scores, within_list_std
+from adagrpo.rewards.reranking import WEIGHTS, best_weight, edge_warning, mixed_scores, within_list_std
 
 
 def test_the_spread_is_that_within_lists() -> None:

@@ -1,0 +1,1 @@
+"""Readers of table files of any format: chunks of rows, and cells that are identifiers, numbers or lists."""
