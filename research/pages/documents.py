@@ -26,6 +26,7 @@
 | `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `frontier` | one `NAME.comparison.json` of `research.paper_gate.trial` | `form=short`: its pairs of arms alone |
+| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, of `research.paper_gate.ratio`, once all rows are there | |
 | `strata` | one `NAME.jsonl` of `research.paper_gate.strata` | |
 | `field` | one `NAME.jsonl` of `research.field_arms` | |
 | `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
@@ -72,6 +73,7 @@ from research.pages.frontier import (
     strata_table,
     trials,
 )
+from research.pages.gate_ratio import beside_curve, ratio_arms, ratio_picture, ratio_table, read_ratio
 from research.pages.last_steps import trial_table
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -106,6 +108,9 @@ KEYS = {
     "corrected": (),
     "frontier": ("form",),
     "power": (),
+    "ratio": (),
+    "ratio_arms": (),
+    "beside_curve": (),
     "strata": (),
     "moved": (),
     "alone": (),
@@ -208,6 +213,9 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     drawn |= study_pictures(results)
     if contents := trials(results):
         drawn[results / "paper_gate" / "figures" / "frontier.svg"] = frontier_picture(contents)
+    ratio = results / "paper_gate" / "figures" / "ratio.svg"
+    if ratio.resolve() in on_pages:
+        drawn[ratio] = ratio_picture(read_ratio()[1])
     if found := lists_of_sets(results):
         drawn[results / "figures" / "seven-sets.svg"] = seven_sets_picture(found)
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
@@ -328,6 +336,11 @@ def _made(marker: Marker, results: Path) -> Table:
         return tuned_table(rows)
     if marker.kind == "power":
         return power_table(results, marker.names)
+    if marker.kind in ("ratio", "ratio_arms", "beside_curve"):
+        plan, whole = read_ratio()
+        if marker.kind == "ratio":
+            return ratio_table(plan, whole)
+        return ratio_arms(whole) if marker.kind == "ratio_arms" else beside_curve(whole)
     if marker.kind == "strata":
         _expect(path, rows, "research.paper_gate.strata", ("stratum", "users", "gain_hr@10"))
         return strata_table(rows)

@@ -110,7 +110,7 @@ class Trial:
         folder = made.stage(f"train/{arm}")
         kept = self.folder.parent / f"{self.folder.name}-{self.rate:g}-{arm}-{split}.npz"
         if not kept.is_file():
-            np.savez(kept, **outcome(made, folder / "final", split)[1])
+            np.savez(kept, **outcome(made, folder / "final", split)[1])  # type: ignore[arg-type]
         with np.load(kept) as held:
             return made, {name: held[name] for name in held.files}
 

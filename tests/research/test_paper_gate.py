@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from adagrpo.errors import UserError
 from adagrpo.objective import Evidence
 from research.pages.frontier import alone_table, frontier_pairs, frontier_picture, frontier_table
+from research.pages.gate_ratio import beside_curve
 from research.paper_gate.admission import OFF, admission_rows, chosen_thresholds
 from research.paper_gate.alone import arms_of
 from research.paper_gate.moved import distance, leaves_at
@@ -173,3 +174,19 @@ def test_the_primary_test_pools_rollouts_and_corrects_over_sets() -> None:
         primary_test(plan, [*lower[:-1], *equal])
     with pytest.raises(UserError, match=r"^1 of 2 sets have rows"):
         primary_test(plan, lower)
+
+
+def test_a_gate_is_compared_with_no_gate_of_a_lower_weight_and_as_many_invalid_ids() -> None:
+    def rows_of(seed: int, gained: float) -> list[dict[str, Any]]:
+        places = {"nll": (0.0, 0.1), "none-0.1": (0.1, 0.11), "none-0.3": (0.2, 0.12), "none-1": (0.4, 0.14)}
+        places |= {"paper-b": (0.3, 0.13 + gained), "random-b": (0.3, 0.13)}
+        about = {"dataset": "lastfm", "seed": seed}
+        return [
+            about
+            | {"arm": arm, "rollouts": None if arm == "nll" else "beam"}
+            | {"metrics": {"hallucination@10": invalid, "hr@10": hits}}
+            for arm, (invalid, hits) in places.items()
+        ]
+
+    paper, random = beside_curve([*rows_of(1, 0.01), *rows_of(2, 0.03)]).rows
+    assert paper[3].startswith("+2.00 (") and random[3] == "+0.00 (+0.00 to +0.00)"
