@@ -58,6 +58,13 @@ def test_a_folder_is_the_files_in_it_but_for_those_of_the_engine_that_wrote_it(t
         files_of([tmp_path / "_tmp" / "none"])
 
 
+def test_a_simulated_shop_is_read_without_its_truth(tmp_path: Path) -> None:
+    for name in ("logs.parquet", "manifest.json", "truth/users.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert files_of([tmp_path]) == [tmp_path / "logs.parquet"]
+
+
 def test_no_part_of_a_folder_is_left_out_silently_or_read_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

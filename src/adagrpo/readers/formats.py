@@ -144,6 +144,9 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
                 folders.clear()
                 continue
             seen.add(real)
+            if "truth" in folders and "manifest.json" in names:  # of `adagrpo simulate`, whose truth no model reads
+                folders.remove("truth")
+                names.remove("manifest.json")
             folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
             parts += [
                 Path(folder, name)
