@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.lists import ListOrder
 from adagrpo.lists.correction import inputs_of
 from adagrpo.lists.fit_fusion import FOLDS, Choices, fit_weights, folds_of
 from adagrpo.lists.fusion import Fusion
@@ -127,7 +128,8 @@ def _measure(made: Run, whole: bool) -> dict[str, Any]:
 def choices_in(maker: ListMaker, fusion: Fusion, data: RunData, cases: Cases) -> Choices:
     """The candidates of the cases, with the features of a fusion."""
     name, weights = ListName(START, FUSE), maker.models.run.path(*weights_of(START))
-    served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
+    order = ListOrder(maker.reward if fusion.rewards else None, fusion=fusion)
+    served = maker.recommender(name, weights, order)
     return choices_of(served, data, cases, lambda done, total: None)
 
 

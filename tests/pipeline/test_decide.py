@@ -29,7 +29,8 @@ from adagrpo.lists.names import parse_list
 from adagrpo.lists.table import SOURCES, fused, listed
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose, plan_experiment
+from adagrpo.pipeline.decide import Choice, _milliseconds, _worth_of_training, choose
+from adagrpo.pipeline.decision_plan import plan_experiment
 from adagrpo.pipeline.experiment import freeze_experiment
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData

@@ -65,14 +65,17 @@ class Recommendations(NamedTuple):
 
 
 class ListOrder(NamedTuple):
-    """What orders lists besides the policy; see `Recommender`."""
+    """What orders lists besides the policy; nothing, by default."""
 
-    reward: Reward | None = None
-    reward_weight: float = 0.0
+    reward: Reward | None = None  # re-ranks the beam, scores candidates of `fusion`, or orders all items
+    reward_weight: float = 0.0  # in units of `within_list_std`, the reward's
     within_list_std: float = 1.0
     fusion: Fusion | None = None
-    alone: CandidateSource | None = None
-    reward_alone: bool = False
+    alone: CandidateSource | None = None  # makes the lists without the policy
+    reward_alone: bool = False  # the reward orders all items, or the policy if it fails
+
+
+POLICY_ORDER = ListOrder()
 
 
 class ListPropensities(NamedTuple):

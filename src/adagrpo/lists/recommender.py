@@ -31,8 +31,9 @@ from adagrpo.decoding import (
 from adagrpo.decoding.history import without_history
 from adagrpo.lists.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.lists.fallback import answer_of
-from adagrpo.lists.fusion import Candidates, Fusion
+from adagrpo.lists.fusion import Candidates
 from adagrpo.lists.query import (
+    POLICY_ORDER,
     ListOrder,
     ListPropensities,
     Query,
@@ -42,10 +43,10 @@ from adagrpo.lists.query import (
     past_of_queries,
 )
 from adagrpo.lists.rules import Moved, Rules
-from adagrpo.lists.sources import DECAY, CandidateSource, StoredLists, best_of
+from adagrpo.lists.sources import DECAY, StoredLists, best_of
 from adagrpo.networks import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
-from adagrpo.rewards.protocol import Reward, ask_catalogue, ask_reward
+from adagrpo.rewards.protocol import ask_catalogue, ask_reward
 from adagrpo.rewards.reranking import mixed_scores
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Asking, Histories, ItemId, Ragged
@@ -72,12 +73,7 @@ class Recommender:
         max_history: int,
         exclude_history: bool,
         precision: Precision = "auto",
-        reward: Reward | None = None,
-        reward_weight: float = 0.0,
-        within_list_std: float = 1.0,
-        fusion: Fusion | None = None,
-        alone: CandidateSource | None = None,
-        reward_alone: bool = False,
+        order: ListOrder = POLICY_ORDER,
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
@@ -90,10 +86,7 @@ class Recommender:
             width: of the beam, the maximum length of a list.
             exclude_history: leave out the whole history, unless a query overrides it.
             precision: as requested; the attribute is the one in use.
-            reward: re-ranks the beam, scores candidates of `fusion`, or orders all items.
-            reward_weight: in units of `within_list_std`, the reward's.
-            alone: a source that makes the lists without the policy.
-            reward_alone: order all items by the reward, or by the policy if it fails.
+            order: what orders the lists.
             popularity: (V,) training interactions; None: a query without a history gets an empty list.
             groups: called when a filter first needs them; None: none.
             past: whether sources that read a user's whole past know baskets; None: none reads it.
@@ -102,8 +95,7 @@ class Recommender:
         self._set_policy(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.exclude_history = width, max_history, exclude_history
-        self.reward, self.reward_weight, self.within_list_std = reward, reward_weight, within_list_std
-        self.fusion, self.alone, self.reward_alone = fusion, alone, reward_alone
+        self._set_order(order)
         self.catalog_version, self._past = catalog_version, past
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
@@ -112,15 +104,15 @@ class Recommender:
         self._counts, self.texts = popularity, texts
         self.rules: Rules | None = None
         listed = catalog.listed.cpu().numpy()
-        order = None if popularity is None else np.argsort(-popularity, kind="stable")
-        self._popular = None if order is None else order[listed[order]]
+        by_count = None if popularity is None else np.argsort(-popularity, kind="stable")
+        self._popular = None if by_count is None else by_count[listed[by_count]]
 
     def with_policy(self, policy: Policy[Any, Any], max_history: int, order: ListOrder | None = None) -> Recommender:
         """Return a copy for another policy of this catalogue; without an order, that is kept."""
         made = copy.copy(self)
         made.max_history = max_history
-        for name, value in ({} if order is None else order._asdict()).items():
-            setattr(made, name, value)
+        if order is not None:
+            made._set_order(order)
         if policy is not self.policy:
             made._set_policy(policy)
         return made
@@ -128,6 +120,10 @@ class Recommender:
     def ordered(self, order: ListOrder) -> Recommender:
         """Return a copy with another order of lists."""
         return self.with_policy(self.policy, self.max_history, order)
+
+    def _set_order(self, order: ListOrder) -> None:
+        self.reward, self.reward_weight, self.within_list_std = order.reward, order.reward_weight, order.within_list_std
+        self.fusion, self.alone, self.reward_alone = order.fusion, order.alone, order.reward_alone
 
     def _set_policy(self, policy: Policy[Any, Any]) -> None:
         self.policy = policy.eval().frozen()

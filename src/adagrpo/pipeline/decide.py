@@ -12,17 +12,14 @@
    (`research/exposed_feed`).
 
 Leaking rewards (`adagrpo.diagnosis.leaks`) are dropped; if all leak, their lists are measured but never chosen. Test
-cases only fill the table. A frozen or edited decision.plan.yaml is kept.
+cases only fill the table.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +28,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config.reward import RewardOptions, WeightedOptions
-from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data.exposures import RANDOM
 from adagrpo.data.prepared import SHOWN_LATER
 from adagrpo.diagnosis.verdict import leak_reason
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
-from adagrpo.experiments.plan import Plan, frozen_path, read_frozen, read_plan
 from adagrpo.lists import Recommender
 from adagrpo.lists.names import (
     CONTROL,
@@ -52,6 +47,7 @@ from adagrpo.lists.names import (
 )
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import hit_rate, ndcg
+from adagrpo.pipeline.decision_plan import plan_experiment
 from adagrpo.pipeline.directory import RunDirectory, kept, made_from, remake_command, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -64,8 +60,6 @@ from adagrpo.pipeline.stages.fuse import POWER, VALIDATION, WEIGHT, chooses_powe
 from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.statistics import Interval, all_pairs
-from adagrpo.storage.hashes import hash_json
-from adagrpo.storage.writing import write_file
 
 TIMED, WARM_UP = 8, 3  # histories per list: timed, and run before timing
 ROUNDS = 10  # lists take turns, since load on the machine rarely affects all rounds
@@ -73,28 +67,6 @@ TOP = 10
 TRIED, MOST_SECONDS = 4, 600.0  # lists timed for a reward alone, and the limit for all its lists
 FEW_CASES = 2000  # a convention: with fewer, a doubt is reported
 CHECK = "Check that all that it was fitted on or counts ends where training ends (prepare/training_logs.parquet)"
-PLAN = "decision.plan.yaml"
-PLAN_MARK = "# as `adagrpo decide` wrote it: "  # precedes the sha256 of the text above
-PLAN_TEXT = """\
-# `{chosen}` against `{control}`, by `adagrpo decide`. Change what you know better, then `adagrpo ab PLAN --freeze`.
-name: {name}
-arms:
-  control: {{serves: {controlled}}}
-  treatment: {{serves: {treated}}}
-control: control
-salt: {salt}
-start: {start}
-days: 14
-metrics:
-  # {expectation}
-  # mean and deviation of a user's clicks are not known from offline cases: give them here, or for
-  # `adagrpo ab PLAN --power` an exposure log with days before the start.
-  clicks: {{sum: click{expected}}}
-guardrails:
-  errors: {{sum: errors, per: requests, margin: 0.05}}
-  slow: {{sum: slow, per: answers, margin: 0.05}}
-  degraded: {{sum: degraded, per: answers, margin: 0.05}}
-"""
 
 Values = NDArray[np.float64]
 
@@ -463,62 +435,3 @@ def _doubts(
         if more.low > 0:
             doubts.append(f"unweighted, {ahead} has {_of_interval(more)} more NDCG@{TOP} than {choice.best}")
     return doubts
-
-
-def plan_experiment(
-    run: RunDirectory, chosen: str, control: str, hit_rates: Mapping[str, float], today: date | None = None
-) -> dict[str, str] | None:
-    """Write decision.plan.yaml and return how to serve it; `hit_rates` are HR@10 on test cases, by list.
-
-    None if the control is chosen, or a kept plan is damaged or compares other lists.
-    """
-    path, said = run.directory / PLAN, ""  # why a plan must be kept
-    if path.is_file():
-        text, _, digest = path.read_text(encoding="utf-8").rpartition(PLAN_MARK)
-        said = "" if hash_json(text) == digest.strip() else "was changed by hand"
-    if frozen_path(path).is_file():
-        said = "is frozen"
-    if chosen == control:
-        if not said:
-            path.unlink(missing_ok=True)
-        return None
-    gain = hit_rates[chosen] / hit_rates[control] - 1 if hit_rates[control] else 0.0
-    expected, expectation = "", "HR@10 does not gain on test cases, so no effect is expected."
-    if gain > 0:
-        expected = f", expected: {gain:.4f}"
-        expectation = "expected is the relative gain of HR@10 on test cases; clicks may gain less, or nothing."
-    start = (today or datetime.now(UTC).date()) + timedelta(days=1)
-    text = PLAN_TEXT.format(
-        chosen=chosen,
-        control=control,
-        treated=json.dumps(chosen),
-        controlled=json.dumps(control),
-        name=json.dumps(f"{run.config.name[:60]}: {chosen}", ensure_ascii=False),
-        salt=json.dumps(secrets.token_hex(8)),  # quoted, since it may be all digits
-        start=start.isoformat(),
-        expectation=expectation,
-        expected=expected,
-    )
-    plan = Plan.model_validate(parse_yaml(text))
-    try:
-        earlier = read_plan(path) if path.is_file() else None
-        if earlier is not None:
-            read_frozen(path, earlier)
-    except UserError as error:
-        run.console.note(f"note: {error}; mend it, or move it away and decide again")
-        return None
-    if said and earlier is not None:
-        if earlier.arms != plan.arms:
-            other = f"an experiment on {chosen} and {control} needs another plan; move this one away, and decide again"
-            run.console.note(f"note: {run.called / PLAN} {said}, is of other lists and stays as it is: {other}")
-            return None
-        if earlier.metrics != plan.metrics:
-            run.console.note(f"note: {run.called / PLAN} {said}, and stays as it is, with what it expects")
-    elif earlier is None or (earlier.arms, earlier.metrics) != (plan.arms, plan.metrics) or earlier.start < start:
-        write_file(path, text + PLAN_MARK + hash_json(text) + "\n")
-    called = shlex.quote(str(run.called / PLAN))
-    return {
-        "plan": str(run.called / PLAN),
-        "serve": f"adagrpo serve --run {shlex.quote(str(run.called))} --experiment {called}"
-        " --exposures exposures --user-key-file user.key",
-    }

@@ -95,10 +95,9 @@ class ListMaker:
         number = reward_number(name.order) or 0
         return self.reward.members[number - 1] if isinstance(self.reward, WeightedReward) and number else self.reward
 
-    def recommender(self, name: ListName, weights: Path, **changed: Any) -> Recommender:
-        """Make a list's recommender; `changed` are further arguments of `Recommender`."""
+    def recommender(self, name: ListName, weights: Path, order: ListOrder | None = None) -> Recommender:
+        """Make a list's recommender, of another order if one is given."""
         data, config = self.models.data, self.models.config
-        options = {} if "fusion" in changed else self.order(name)._asdict()
         mask = config.evaluation.exclude_history if self.exclude_history is None else self.exclude_history
         return Recommender(
             self.models.policy(weights),
@@ -108,12 +107,12 @@ class ListMaker:
             max_history=config.max_history,
             exclude_history=mask,
             precision=self.precision or config.evaluation.precision,
+            order=order or self.order(name),
             catalog_version=data.version.name,
             popularity=data.training.counts(data.num_items),
             groups=data.groups,
             texts=lambda: data.items[TEXT].to_list(),
             past=config.data.split.baskets or (False if config.evaluation.own_items else None),
-            **options | changed,
         )
 
     def recommenders(self, names: Sequence[str]) -> Iterator[tuple[str, Recommender]]:

@@ -108,7 +108,8 @@ def fuse(run: RunDirectory, arm: str = START) -> Declaration:
             return
         cases = validation_cases(data)
         fusion = maker.fusion(name)
-        served = maker.recommender(name, weights, fusion=fusion, reward=maker.reward if fusion.rewards else None)
+        order = ListOrder(maker.reward if fusion.rewards else None, fusion=fusion)
+        served = maker.recommender(name, weights, order)
         choices = choices_of(served, data, cases, progress(run, f"{FUSE}/{arm}"))
 
         optional = [name for name in fusion.sources if SOURCES[name].optional]
