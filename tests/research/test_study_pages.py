@@ -180,9 +180,19 @@ def of_sets() -> Iterable[str]:
     yield f"(three seeds {trial}, this seed {first})"
 
 
+def of_powers() -> Iterable[str]:
+    rows = read_rows(STUDIES / "exposed_feed" / "power.jsonl")
+    assert [row["power"] for row in rows] == [0.5] * 3
+    first, last = (
+        [f"{-100 * row['against'][power][0]:.2f}".removeprefix("0") for row in rows] for power in ("0.0", "1.0")
+    )
+    yield f"worse, power 1 {last[0]}, {last[1]} and {last[2]}"
+    yield f"{first[0]}, {first[1]} and {first[2]} points of AUC"
+
+
 QUOTED: dict[str, list[Callable[[], Iterable[str]]]] = {
     "decisions": [of_shops, of_sets],
-    "exposed_feed": [of_random_videos],
+    "exposed_feed": [of_random_videos, of_powers],
     "leaks": [of_leaks],
     "paper_gate": [of_paper_gate],
 }
