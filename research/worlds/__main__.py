@@ -28,13 +28,14 @@ from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.lists.names import START
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
+from adagrpo.storage.writing import write_file
 from research.command import run
 from research.rows import add_row
 from research.worlds.simulators import World, simulate
-from research.worlds.tables import tables
+from research.worlds.tables import page, tables
 
 HERE = Path(__file__).parent
-RESULTS, TUNING = HERE / "worlds.jsonl", HERE / "tuning.jsonl"
+RESULTS, TUNING, PAGE = HERE / "worlds.jsonl", HERE / "tuning.jsonl", HERE / "tables.md"
 FIRST, TUNED = 200, 7  # the seed of the first world of each kind, and of the one that knobs were set on
 TOP = 10
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=plan["worlds"], help="the first ones of each kind")
     parser.add_argument("--seeds", type=int, nargs="+", default=plan["seeds"])
     parser.add_argument("--tune", action="store_true", help="world 7 of each kind, into tuning.jsonl")
-    parser.add_argument("--table", action="store_true", help="print the tables alone")
+    parser.add_argument("--table", action="store_true", help="print the tables alone, and write tables.md")
     given = parser.parse_args()
     results = TUNING if given.tune else RESULTS
     if not given.table:
@@ -65,7 +66,10 @@ def main() -> None:
         for seed in given.seeds[:1] if given.tune else given.seeds:
             for planned in own:
                 measure(plan, planned, seed, given.out, results)
-    print("\n\n".join(tables(list(read_rows(results)))))
+    rows = list(read_rows(results))
+    print("\n\n".join(tables(rows)))
+    if not given.tune:
+        write_file(PAGE, page(rows))
 
 
 def read_plan() -> dict[str, Any]:

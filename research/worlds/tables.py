@@ -13,7 +13,18 @@ from adagrpo.lists.names import START
 from adagrpo.statistics import mean_interval
 from research.decisions.shops import upper_share
 
-CHOICE, ALL = "the choice", "all"
+CHOICE, HIGHEST, ALL = "the choice", "the highest on validation", "all"
+TITLES = (
+    "True utility@10, means over runs",
+    "The best list by truth, and what was chosen",
+    "Regret of the choice and of always the same list, means over seeds, 95 % intervals over worlds",
+    "Worlds in which the choice is below the starting policy, with the exact bound of their share",
+)
+COMMANDS = """\
+```
+python -m research.worlds --out runs/worlds
+python -m research.worlds --table
+```"""
 
 Values = NDArray[np.float64]
 Rows = Sequence[Mapping[str, Any]]
@@ -26,6 +37,12 @@ def tables(rows: Rows) -> list[str]:
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in dict.fromkeys(row["kind"] for row in rows)}
     whole = kinds | {ALL: rows}
     return [utility_table(kinds), best_table(whole), regret_table(whole), below_table(whole), goals(rows)]
+
+
+def page(rows: Rows) -> str:
+    """The page of tables of the rows of `worlds.jsonl`."""
+    titled = [f"## {title}\n\n{table}" for title, table in zip(TITLES, tables(rows)[:-1], strict=True)]
+    return "\n\n".join(["# Shops of several kinds", COMMANDS, *titled]) + "\n"
 
 
 def utility_table(kinds: Mapping[str, Rows]) -> str:
@@ -59,7 +76,7 @@ def regret_table(kinds: Mapping[str, Rows]) -> str:
             _interval(100 * of_worlds(rows, found[kind][name])) if name in found[kind] else "–"
             for kind, rows in kinds.items()
         ]
-        lines.append([name if name == CHOICE else f"always {name}", *cells])
+        lines.append([name if name in (CHOICE, HIGHEST) else f"always {name}", *cells])
     return _written(["regret, %", *kinds], lines)
 
 
@@ -78,7 +95,7 @@ def below_table(kinds: Mapping[str, Rows]) -> str:
 def goals(rows: Rows) -> str:
     """The goals of the plan, beside what was found."""
     mean = {name: float(of_worlds(rows, values).mean()) for name, values in regrets(rows).items()}
-    constant = min((name for name in mean if name != CHOICE), key=mean.__getitem__)
+    constant = min((name for name in mean if name not in (CHOICE, HIGHEST)), key=mean.__getitem__)
     worlds = of_worlds(rows, gained_on_start(rows))
     below = int((worlds < 0).sum())
     return (
@@ -90,10 +107,15 @@ def goals(rows: Rows) -> str:
 
 
 def regrets(rows: Rows) -> dict[str, Values]:
-    """(N,) one less utility as a share of the best list's by truth: of the choice, and of lists that all runs have."""
+    """(N,) one less utility as a share of the best list's by truth.
+
+    Of the choice, of the list with the highest NDCG@10 on validation whatever the rule says, and of lists that all runs
+    have.
+    """
     best = np.array([max(row["utility"].values()) for row in rows])
     names = [name for name in rows[0]["utility"] if all(name in row["utility"] for row in rows)]
     utility = {CHOICE: [row["utility"][row["chosen"]] for row in rows]}
+    utility[HIGHEST] = [row["utility"][row["best"]] for row in rows]
     utility |= {name: [row["utility"][name] for row in rows] for name in names}
     return {name: 1 - np.array(values) / best for name, values in utility.items()}
 

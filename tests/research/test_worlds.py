@@ -11,7 +11,7 @@ import pytest
 from adagrpo.report.page import read_rows
 from research.worlds import __main__ as study
 from research.worlds.simulators import BEGINNING, DAY, KINDS, Bundles, World, simulate
-from research.worlds.tables import CHOICE, below_table, goals, of_worlds, regrets, tables
+from research.worlds.tables import CHOICE, HIGHEST, below_table, goals, of_worlds, page, regrets, tables
 
 PLAN = study.read_plan()
 COLUMNS = {
@@ -111,14 +111,15 @@ ROWS = [
     {"kind": "one", "world": 1, "chosen": "sft", "utility": {"sft": 0.2, "fuse": 0.4}},
     {"kind": "two", "world": 1, "chosen": "fuse", "utility": {"sft": 0.3, "fuse": 0.1, "reward": 0.2}},
 ]
-ROWS = [row | {"seed": seed} for seed, row in enumerate(ROWS)]
+ROWS = [row | {"seed": seed, "best": "fuse"} for seed, row in enumerate(ROWS)]
 
 
 def test_regret_is_a_share_of_the_best_list_and_means_are_over_worlds() -> None:
     found = regrets(ROWS)
-    assert found.keys() == {CHOICE, "sft", "fuse"}  # reward is not in every run
+    assert found.keys() == {CHOICE, HIGHEST, "sft", "fuse"}  # reward is not in every run
     np.testing.assert_allclose(found[CHOICE], [0, 0.5, 2 / 3])
     np.testing.assert_allclose(found["sft"], [0.5, 0.5, 0])
+    np.testing.assert_allclose(found[HIGHEST], found["fuse"])
     np.testing.assert_allclose(of_worlds(ROWS, found[CHOICE]), [0.25, 2 / 3])
     assert "Regret of the choice 45.83%" in goals(ROWS)  # (1/4 + 2/3) / 2
     assert "always sft, 25.00%; the goal is at most 12.50%" in goals(ROWS)
@@ -140,3 +141,7 @@ def test_a_world_is_measured_once_from_its_files(tmp_path: Path) -> None:
     assert row["chosen"] in row["utility"] and row["utility"].keys() == row["hits"].keys() >= {"sft", "fuse"}
     assert "click_through" in row["utility"] and row["knobs"] == planned.knobs
     assert not (tmp_path / "turnover-7-1").exists()
+
+
+def test_the_page_of_tables_is_that_of_the_rows() -> None:
+    assert study.PAGE.read_text(encoding="utf-8") == page(list(read_rows(study.RESULTS)))
