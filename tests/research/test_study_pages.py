@@ -14,6 +14,7 @@ from adagrpo.report.page import read_rows
 from adagrpo.report.tables import to_markdown
 from research.closed_loop import tables as closed_loop
 from research.decisions import tables as decisions
+from research.decisions.shops import upper_share
 from research.exposed_feed import fused
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
@@ -25,6 +26,7 @@ from research.random_exposure import propensity
 from research.shop_script import __main__ as shop_script
 from research.small_data import table as small_data
 from research.tokenizers import measure as tokenizers
+from research.worlds import tables as worlds
 
 STUDIES = Path(__file__).parents[2] / "research"
 
@@ -190,11 +192,29 @@ def of_powers() -> Iterable[str]:
     yield f"{first[0]}, {first[1]} and {first[2]} points of AUC"
 
 
+def of_shops_of_kinds() -> Iterable[str]:
+    found = read_rows(STUDIES / "worlds" / "worlds.jsonl")
+    mean = {name: 100 * worlds.of_worlds(found, values).mean() for name, values in worlds.regrets(found).items()}
+    yield f"It loses {mean[worlds.CHOICE]:.1f} % of the best list's true utility"
+    constant = min((name for name in mean if name not in (worlds.CHOICE, worlds.HIGHEST)), key=lambda name: mean[name])
+    yield f"({constant}) loses {mean[constant]:.1f} %"
+    yield f"whatever the rule says, loses {mean[worlds.HIGHEST]:.1f} %"
+    gained = worlds.of_worlds(found, worlds.gained_on_start(found))
+    below = int((gained < 0).sum())
+    bound = 100 * upper_share(below, len(gained))
+    yield f"in {below} of {len(gained)} worlds ({100 * below / len(gained):.1f} %; the goal was 5 %), by the exact bound"
+    yield f"in at most {bound:.1f} %"
+    slots = [row for row in found if row["kind"] == "slots"]
+    best = sum(max(row["utility"], key=row["utility"].__getitem__) == "item_knn" for row in slots)
+    yield f"item-kNN is the best in {best} of {len(slots)} runs and is never taken"
+
+
 QUOTED: dict[str, list[Callable[[], Iterable[str]]]] = {
     "decisions": [of_shops, of_sets],
     "exposed_feed": [of_random_videos, of_powers],
     "leaks": [of_leaks],
     "paper_gate": [of_paper_gate],
+    "worlds": [of_shops_of_kinds],
 }
 
 
