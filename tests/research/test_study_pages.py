@@ -202,8 +202,8 @@ def of_shops_of_kinds() -> Iterable[str]:
     gained = worlds.of_worlds(found, worlds.gained_on_start(found))
     below = int((gained < 0).sum())
     bound = 100 * upper_share(below, len(gained))
-    yield f"in {below} of {len(gained)} worlds ({100 * below / len(gained):.1f} %; the goal was 5 %), by the exact bound"
-    yield f"in at most {bound:.1f} %"
+    share = 100 * below / len(gained)
+    yield f"in {below} of {len(gained)} worlds ({share:.1f} %; the goal was 5 %), by the exact bound in at most {bound:.1f} %"
     slots = [row for row in found if row["kind"] == "slots"]
     best = sum(max(row["utility"], key=row["utility"].__getitem__) == "item_knn" for row in slots)
     yield f"item-kNN is the best in {best} of {len(slots)} runs and is never taken"
