@@ -49,8 +49,8 @@ ROWS = {
     31: "Feedback that is early, late, repeated or of unknown requests in one arm makes an experiment invalid.",
     32: "With `--as-measured`, what is served is what was measured, also where a reward's modules, data, endpoint or"
     " library change.",
-    33: "Among lists that are equal, `decide` says something false in at most 5 %; over shops of six kinds its regret is at"
-    " most half of the best constant list's.",
+    33: "Among lists that are equal, `decide` says something false in at most 5 %; over shops of six kinds its regret"
+    " is at most half of the best constant list's.",
     34: "A list is served until a refreshed one is whole and no worse; older rows and other columns get one line.",
     35: "Acknowledged rows of an exposure log that are in none of its parts yet are collected.",
     36: "A run is made anew of other logs only with `--replace`.",

@@ -203,7 +203,8 @@ def of_shops_of_kinds() -> Iterable[str]:
     below = int((gained < 0).sum())
     bound = 100 * upper_share(below, len(gained))
     share = 100 * below / len(gained)
-    yield f"in {below} of {len(gained)} worlds ({share:.1f} %; the goal was 5 %), by the exact bound in at most {bound:.1f} %"
+    yield f"in {below} of {len(gained)} worlds ({share:.1f} %; the goal was 5 %)"
+    yield f"by the exact bound in at most {bound:.1f} %"
     slots = [row for row in found if row["kind"] == "slots"]
     best = sum(max(row["utility"], key=row["utility"].__getitem__) == "item_knn" for row in slots)
     yield f"item-kNN is the best in {best} of {len(slots)} runs and is never taken"
