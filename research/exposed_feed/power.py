@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
@@ -61,7 +62,7 @@ def measure(data: Path, out: Path, seed: int) -> None:
     add_row(RESULTS, {"seed": seed, **found, "chosen": content["chosen"], "hits": hits})
 
 
-def table(rows: Sequence[Mapping[str, object]]) -> Table:
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A line a seed and power.
 
     Args:
@@ -69,9 +70,8 @@ def table(rows: Sequence[Mapping[str, object]]) -> Table:
     """
     lines = []
     for row in rows:
-        auc, against = row["auc"], row["against"]
-        assert isinstance(auc, dict) and isinstance(against, dict)
-        for power, value in sorted(auc.items(), key=lambda one: float(one[0])):
+        against = row["against"]
+        for power, value in sorted(row["auc"].items(), key=lambda one: float(one[0])):
             less = (
                 "taken"
                 if power not in against

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adagrpo.decoding import score_sequences
-from adagrpo.evaluation.predictions import Predictions, batches, reordered, retrieval
+from adagrpo.evaluation.predictions import Predictions, batches
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, to_markdown
-from adagrpo.rewards.reranking import within_list_std
+from adagrpo.rewards.reranking import WEIGHTS
 from adagrpo.types import Cases
 from research.command import run
 from research.decisions.shops import World, read_plan, shop, worlds
@@ -39,7 +39,7 @@ from research.rows import add_row
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "rows.jsonl"
-NLL, METRIC, DRAWS = "nll", "ndcg@10", 10_000
+NLL, DRAWS = "nll", 10_000
 Values = NDArray[np.float64]
 
 
@@ -55,7 +55,7 @@ def main() -> None:
             if world.number % shops["worlds"] < plan["worlds"]:
                 measure(plan, shops, world, given.out)
     rows = list(read_rows(RESULTS))
-    print("\n\n".join(to_markdown(table) for table in (separation(rows), places(rows))))
+    print("\n\n".join(to_markdown(made(rows)) for made in (separation, places)) if rows else "no rows yet")
 
 
 def measure(plan: Mapping[str, Any], shops: Mapping[str, Any], world: World, out: Path) -> None:
@@ -77,11 +77,11 @@ def measure(plan: Mapping[str, Any], shops: Mapping[str, Any], world: World, out
     utility = data.utility_at(cases)
     assert utility is not None and found.rewards is not None, "a simulated shop with a reward"
     gained = utility(found.items)
-    std = within_list_std(*_of(models.predict(policy, data.measured_cases("validation"), reward)))
+    known = made.content("reranking", "weight.json")  # chosen weight and within-list deviation
     start = probabilities(found.items, found.scores)
     curve = []
-    for weight in plan["weights"]:
-        tilted = probabilities(found.items, found.scores + weight / std * np.nan_to_num(found.rewards))
+    for weight in WEIGHTS:
+        tilted = probabilities(found.items, found.scores + weight / known["spread"] * np.nan_to_num(found.rewards))
         curve.append({"weight": weight, **about(tilted, start, gained)})
     arms = {}
     for arm in (NLL, *(one if isinstance(one, str) else one["name"] for one in plan["arms"])):
@@ -89,15 +89,10 @@ def measure(plan: Mapping[str, Any], shops: Mapping[str, Any], world: World, out
         scores = scored(trained, data, cases, found, made.config.max_history)
         arms[arm] = about(probabilities(found.items, scores), start, gained)
     row = {"world": world.number, "exposure_bias": world.bias, "reward": world.reward, "curve": curve, "arms": arms}
-    row["chosen_weight"] = chosen_weight(models, data, plan["weights"], std)
+    row["chosen_weight"] = known["rerank"]
     add_row(RESULTS, row)
     shutil.rmtree(folder)
     print(f"{folder.name}: " + ", ".join(f"{arm} {found['kl']:.3f}" for arm, found in arms.items()), flush=True)
-
-
-def _of(found: Predictions) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
-    assert found.rewards is not None, "predicted with a reward"
-    return found.items, found.rewards
 
 
 def probabilities(items: NDArray[np.int64], scores: NDArray[np.floating[Any]]) -> Values:
@@ -133,13 +128,6 @@ def scored(policy: Any, data: RunData, cases: Cases, found: Predictions, max_his
         items = torch.from_numpy(np.maximum(found.items[rows], 0)).to(codes.device)
         scores[rows] = score_sequences(policy, context, codes[items]).sum(-1).cpu().numpy()
     return scores
-
-
-def chosen_weight(models: Models, data: RunData, weights: Sequence[float], std: float) -> float:
-    """The weight with the best NDCG@10 on validation cases; ties: the smallest."""
-    cases = data.measured_cases("validation")
-    found = models.predict(models.policy(data.run.path("sft", "best")).eval(), cases, models.reward())
-    return max(weights, key=lambda weight: (retrieval(reordered(found, weight, std).items, cases)[METRIC], -weight))
 
 
 def separation(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -13,7 +13,7 @@ from adagrpo.lists.names import START
 from adagrpo.statistics import mean_interval
 from research.decisions.shops import upper_share
 
-CHOICE, HIGHEST, ALL = "the choice", "the highest on validation", "all"
+CHOICE, HIGHEST, ALL = "the choice", "the highest on validation of those left", "all"
 TITLES = (
     "True utility@10, means over runs",
     "The best list by truth, and what was chosen",
@@ -109,8 +109,8 @@ def goals(rows: Rows) -> str:
 def regrets(rows: Rows) -> dict[str, Values]:
     """(N,) one less utility as a share of the best list's by truth.
 
-    Of the choice, of the list with the highest NDCG@10 on validation whatever the rule says, and of lists that all runs
-    have.
+    Of the choice, of the list with the highest NDCG@10 on validation of those that no order of shown items excludes,
+    and of lists that all runs have.
     """
     best = np.array([max(row["utility"].values()) for row in rows])
     names = [name for name in rows[0]["utility"] if all(name in row["utility"] for row in rows)]
