@@ -1,14 +1,17 @@
 """Seconds and peak memory of every stage as logs and catalogues grow, each stage a process of its own.
 
     python -m benchmarks.scale_table --work DIR [--cells 1e6:1e4 1e7:1e5] [--memory-gb 20] [--policy hybrid]
+    python -m benchmarks.scale_table --work DIR --stages log prepare tokenize sft ranker decide refit fused
     python -m benchmarks.scale_table --page docs/how-to/scale.md        # measures nothing; writes three cells there,
                                                                         # and all into benchmarks/scale_table.md
 
 A cell is a number of interactions and one of items; its log is that of `benchmarks.scale_log`. Fits take a fixed number
 of steps, and 1,000 users are evaluated, so that what grows is what a stage does with the size of log and catalogue.
 A row is added to the file of results when its stage has ended, and the same command goes on after the last one. A stage
-that fails ends its cell, and its row says how. The exponents are slopes of log cost over log rows or log items; seconds
-of them are of processor time, which other work on the machine disturbs less.
+that fails ends its cell, and its row says how. `decide` is the choice among all lists, `refit` the fit of the chosen
+one's parts on all interactions; their rows have seconds and memory of each stage inside. `fused` serves a fused list.
+The exponents are slopes of log cost over log rows or log items; seconds of them are of processor time, which other work
+on the machine disturbs less.
 
 With `--codes drawn` the Semantic IDs of items are distinct numbers, read from a file. What later stages cost can so be
 had without the hours that large catalogues are made in; their lists mean nothing.
@@ -23,12 +26,16 @@ import resource
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,10 +46,26 @@ from benchmarks.page import between, machines
 from benchmarks.rows import machine
 from benchmarks.scale_log import LENGTH, write_codes, write_items, write_parts
 
-__all__ = ["CELLS", "STAGES", "Cell", "exponent", "is_over", "main", "measure", "on_page", "tables_of", "whole_page"]
+__all__ = [
+    "CELLS",
+    "STAGES",
+    "Cell",
+    "exponent",
+    "is_over",
+    "main",
+    "measure",
+    "on_page",
+    "parts_of",
+    "tables_of",
+    "whole_page",
+]
 
-STAGES = ("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve")
+STAGES = (
+    *("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve"),
+    *("decide", "refit", "fused"),
+)
 EVALUATED, ANSWERED, BATCH = 1000, 20, 256
+LOOK = 0.2  # seconds between two looks at a process's memory
 
 
 class Cell(NamedTuple):
@@ -77,6 +100,8 @@ class Cost(NamedTuple):
     peak_gb: float
     status: int
     said: str  # the last line of its errors
+    parts: Mapping[str, Mapping[str, float]] | None = None  # stages of one command, with `seconds` and `peak_gb`
+    answer_ms: float | None = None  # median of a service's answers
 
 
 def main() -> None:
@@ -85,6 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scale_table.jsonl"))
     parser.add_argument("--cells", nargs="*", type=Cell.parse, default=CELLS)
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--policy", choices=("compact", "hybrid"), default="compact")
     parser.add_argument("--memory-gb", type=float, help="address space of a stage, so that it ends before the machine")
@@ -109,15 +135,16 @@ def measure(cell: Cell, options: argparse.Namespace) -> None:
     alike = [row for row in _read(options.out) if (row["rows"], row["items"]) == cell and row["status"] == 0]
     done = [row["stage"] for row in alike if row.get("codes", "made") == options.codes]
     for stage in STAGES:
-        if stage in done:
+        if stage in done or stage not in options.stages:
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        cost = (
-            _served(folder, options.memory_gb)
-            if stage == "serve"
-            else _run(_command(stage, cell, folder, options), options.memory_gb)
-        )
-        row = {"rows": cell.rows, "items": cell.items, "stage": stage} | cost._asdict()
+        if stage in ("serve", "fused"):
+            cost = _served(folder, options.memory_gb, "sft" if stage == "serve" else "fuse")
+        else:
+            inside = folder / "run" / ("refit" if stage == "refit" else "") if stage in ("decide", "refit") else None
+            cost = _run(_command(stage, cell, folder, options), options.memory_gb, inside)
+        row = {"rows": cell.rows, "items": cell.items, "stage": stage}
+        row |= {name: value for name, value in cost._asdict().items() if value is not None}
         row |= {"steps": options.steps, "policy": options.policy, "codes": options.codes}
         row |= {"load": os.getloadavg()[1]} | machine()  # of five minutes: what else the machine did
         with options.out.open("a", encoding="utf-8") as file:
@@ -154,8 +181,11 @@ def _command(stage: str, cell: Cell, folder: Path, options: argparse.Namespace) 
             "--arm",
             "sft",
         ],
+        "decide": ["--run", str(run), "--set", "decide.refit=false"],
+        "refit": ["--run", str(run), "--set", "decide.refit=true"],
     }
-    return [sys.executable, "-m", "adagrpo", stage, *arguments.get(stage, ["--run", str(run)]), "--quiet"]
+    verb = "decide" if stage == "refit" else stage
+    return [sys.executable, "-m", "adagrpo", verb, *arguments.get(stage, ["--run", str(run)]), "--quiet"]
 
 
 def _settings(cell: Cell, folder: Path, options: argparse.Namespace) -> list[str]:
@@ -189,13 +219,40 @@ def write_log(folder: Path, rows: int, items: int) -> None:
     pl.DataFrame({"user_id": np.arange(users)}).write_parquet(folder / "users.parquet")
 
 
-def _run(command: Sequence[str], memory_gb: float | None) -> Cost:
-    """A command from its start to its end."""
-    started = time.perf_counter()
+def _run(command: Sequence[str], memory_gb: float | None, inside: Path | None = None) -> Cost:
+    """A command from its start to its end; of the stages that it makes in a run, too, if one is given."""
+    started, begun = time.perf_counter(), datetime.now(UTC)
     process = _start(command, memory_gb)
+    looks: list[tuple[datetime, float]] = []
+    watching = Thread(target=_watch, args=(process, looks), daemon=True)
+    watching.start()
     assert process.stderr is not None
     errors = process.stderr.read()
-    return _ended(process, started, errors)
+    watching.join()
+    cost = _ended(process, started, errors)
+    return cost if inside is None else cost._replace(parts=_parts(inside / "events.jsonl", begun, looks))
+
+
+def _watch(process: subprocess.Popen[str], looks: list[tuple[datetime, float]]) -> None:
+    """Look at the memory of a process, in GB, until it is over."""
+    size = os.sysconf("SC_PAGE_SIZE") / 1e9
+    while not is_over(process):
+        with suppress(OSError, IndexError):
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text(encoding="ascii").split()[1])
+            looks.append((datetime.now(UTC), pages * size))
+        time.sleep(LOOK)
+
+
+def _parts(events: Path, begun: datetime, looks: Sequence[tuple[datetime, float]]) -> dict[str, Mapping[str, float]]:
+    """Seconds and peak memory of the stages that were made since."""
+    found: dict[str, Mapping[str, float]] = {}
+    for row in _read(events):
+        ended = datetime.fromisoformat(row["time"])
+        if row["event"] == "end" and ended >= begun.replace(microsecond=0):
+            first = ended - timedelta(seconds=row["seconds"])
+            peak = max((gb for at, gb in looks if first <= at <= ended + timedelta(seconds=1)), default=0.0)
+            found[row["stage"]] = {"seconds": row["seconds"], "peak_gb": round(peak, 2)}
+    return found
 
 
 def _start(command: Sequence[str], memory_gb: float | None) -> subprocess.Popen[str]:
@@ -218,28 +275,31 @@ def _ended(process: subprocess.Popen[str], started: float, errors: str) -> Cost:
     return Cost(time.perf_counter() - started, cpu, usage.ru_maxrss * 1024 / 1e9, process.returncode, said)
 
 
-def _served(folder: Path, memory_gb: float | None) -> Cost:
+def _served(folder: Path, memory_gb: float | None, arm: str) -> Cost:
     """The service from its start to its first answers, and its end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "adagrpo", "serve", "--run", str(folder / "run"), "--arm", "sft"]
+    command = [sys.executable, "-m", "adagrpo", "serve", "--run", str(folder / "run"), "--arm", arm]
     started = time.perf_counter()
     process = _start([*command, "--port", str(port), "--deadline", "60", "--quiet"], memory_gb)
     history = pl.read_parquet(folder / "items.parquet", n_rows=5)["item_id"].to_list()
-    answered = 0
+    waits = list[float]()
     try:
         while not is_over(process) and not _answers(port, "health"):
             time.sleep(0.1)
-        while answered < ANSWERED and _answers(port, "recommend", {"history": history, "k": 10}):
-            answered += 1
+        while len(waits) < ANSWERED:
+            asked = time.perf_counter()
+            if not _answers(port, "recommend", {"history": history, "k": 10}):
+                break
+            waits.append(1000 * (time.perf_counter() - asked))
     finally:
         os.kill(process.pid, signal.SIGTERM)  # of a process that is over, too: it is not waited for yet
     assert process.stderr is not None
     cost = _ended(process, started, process.stderr.read())
-    if cost.status == 0 and answered < ANSWERED:
-        return cost._replace(status=1, said=f"{answered} of {ANSWERED} requests were answered")
-    return cost
+    if cost.status == 0 and len(waits) < ANSWERED:
+        return cost._replace(status=1, said=f"{len(waits)} of {ANSWERED} requests were answered")
+    return cost._replace(answer_ms=round(statistics.median(waits), 2)) if waits else cost
 
 
 def is_over(process: subprocess.Popen[str]) -> bool:
@@ -272,7 +332,25 @@ def tables_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line a stage with its cost in each cell and its exponents in rows and items; seconds, then memory."""
     seconds = _table(rows, "cpu_seconds", lambda row: f"{row['cpu_seconds']:.0f} ({row['seconds']:.0f})")
     memory = _table(rows, "peak_gb", lambda row: f"{row['peak_gb']:.2f}")
-    return f"Seconds of processor time, and of the clock in brackets:\n\n{seconds}\n\nPeak memory in GB:\n\n{memory}"
+    text = f"Seconds of processor time, and of the clock in brackets:\n\n{seconds}\n\nPeak memory in GB:\n\n{memory}"
+    inside = parts_of(rows)
+    return (
+        f"{text}\n\nInside `decide` and `refit`, seconds of the clock and peak memory:\n\n{inside}" if inside else text
+    )
+
+
+def parts_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line a stage inside `decide` and `refit`, its seconds and memory in each cell; empty without any."""
+    latest = {(row["stage"], Cell(row["rows"], row["items"])): row["parts"] for row in rows if row.get("parts")}
+    cells = sorted({cell for _, cell in latest})
+    names = dict.fromkeys((command, part) for (command, _), parts in sorted(latest.items()) for part in parts)
+    lines = []
+    for command, part in names:
+        found = [latest.get((command, cell), {}).get(part) for cell in cells]
+        shown = [MISSING if one is None else f"{one['seconds']:.0f} s, {one['peak_gb']:.1f} GB" for one in found]
+        lines.append((part if command == "decide" else f"{command}/{part}", *shown))
+    right: list[Alignment] = ["right"] * len(cells)
+    return to_markdown(Table(("stage", *map(_name, cells)), tuple(lines), ("left", *right))) if lines else ""
 
 
 def on_page(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -292,7 +370,8 @@ def whole_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _time_and_memory(row: Mapping[str, Any]) -> str:
-    return f"{row['cpu_seconds']:.0f} s, {row['peak_gb']:.1f} GB"
+    answers = f", {row['answer_ms']:.0f} ms a list" if "answer_ms" in row else ""
+    return f"{row['cpu_seconds']:.0f} s, {row['peak_gb']:.1f} GB{answers}"
 
 
 def _not_run(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,22 +10,33 @@ from scipy import sparse
 
 
 def largest_of_rows(row: NDArray[np.int64], weights: NDArray[np.floating], limit: int) -> NDArray[np.bool_]:
-    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
+    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry; `row` ascends.
 
     >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
     array([ True,  True, False,  True])
     """
-    # one number to sort by: the row, then the weight from the largest, whose bits as a float32 are in its order
-    falling = np.uint32(2**32 - 1) - weights.astype(np.float32, copy=False).view(np.uint32)
-    keys = (row << 32) | falling
+    kept = weights > 0
     counts = np.bincount(row)
-    starts = counts.cumsum() - counts
-    least = np.sort(keys)[starts + np.minimum(counts, limit).clip(1) - 1][row]
-    better, even = keys < least, keys == least
-    room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
-    before = even.cumsum() - even
-    even &= before - before[starts[row]] < room[row]
-    return np.asarray((better | even) & (weights > 0))
+    ends = counts.cumsum()
+    for long in np.flatnonzero(counts > limit).tolist():
+        part = slice(ends[long] - counts[long], ends[long])
+        values = weights[part]
+        least = np.partition(values, -limit)[-limit]
+        largest = values > least
+        largest[np.flatnonzero(values == least)[: limit - np.count_nonzero(largest)]] = True
+        kept[part] &= largest
+    return np.asarray(kept)
+
+
+def with_largest(matrix: sparse.csr_array, limit: int) -> sparse.csr_array:
+    """Return a matrix with each row's `limit` largest positive entries alone; ties go to the lower column.
+
+    Args:
+        matrix: (N, V); columns ascend.
+    """
+    kept = largest_of_rows(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.data, limit)
+    ends = np.append(0, kept.cumsum())[matrix.indptr]
+    return sparse.csr_array((matrix.data[kept], matrix.indices[kept], ends), shape=matrix.shape)
 
 
 def add_rows(

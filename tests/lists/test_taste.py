@@ -57,7 +57,7 @@ def test_descriptions_join_vectors_attributes_and_numbers() -> None:
     prices = found[:, -8:]
     assert prices[0].argmax() == 0 and prices[10].argmax() == 7 and not prices[11].any()
     assert np.allclose(prices[5] @ prices[6], prices[4] @ prices[5], atol=0.05) and prices[0] @ prices[10] == 0
-    assert descriptions(None, [[]] * 3, pl.DataFrame()).tolist() == [[0.0]] * 3
+    assert descriptions(np.zeros((3, 0), np.float32), [[]] * 3, pl.DataFrame()).tolist() == [[0.0]] * 3
 
 
 def test_unknown_users_have_no_taste_and_passed_over_nothing() -> None:

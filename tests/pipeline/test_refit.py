@@ -89,7 +89,7 @@ def test_codes_and_fused_weights_stay(decided: tuple[Run, dict[str, Any]]) -> No
     refit = refit_of(decided[0])
     made = {path.name for path in refit.directory.iterdir() if path.is_dir() and path.name != ".work"}
     kept = decided[0].content("fuse", "sft", "weights.json")[decided[1]["chosen"]]["weights"]
-    assert made == {"prepare", "sft", "ranker", "item_knn"} | ({"ease", "content"} & set(kept))
+    assert made == {"prepare", "vectors", "sft", "ranker", "item_knn"} | ({"ease"} & set(kept))
     assert refit.path("fuse", "sft", "weights.json") == decided[0].path("fuse", "sft", "weights.json")
     assert RunData(refit).catalog.codes.equal(RunData(decided[0]).catalog.codes)
 
@@ -157,7 +157,7 @@ def test_a_refit_that_was_killed_half_way_is_not_served_and_goes_on(
     made = [(row["stage"], row["event"]) for row in map(json.loads, events)]
     ended = [name for name, event in made if event == "end"]
     kept = decided[0].content("fuse", "sft", "weights.json")[decided[1]["chosen"]]["weights"]
-    fitted = ["prepare", "sft", "ranker", "item_knn", *(name for name in ("ease", "content") if name in kept)]
+    fitted = ["prepare", "vectors", "sft", "ranker", "item_knn", *(["ease"] if "ease" in kept else [])]
     assert ended == fitted
     assert Run.open(copied).recommend([[3, 13]]).scores == whole and status(copied)["refit"]["state"] == "done"
 

@@ -51,6 +51,7 @@ def made(directory: Path) -> set[str]:
 
 STAGES = [
     "prepare",
+    "vectors",
     "tokenize",
     "sft",
     "ranker",

@@ -62,9 +62,7 @@ def test_other_logs_in_the_same_run(adagrpo: Command, copied: Path, other: Path)
     assert settings(copied)["tokenizer"]["codes"] == 8, "what was set for other stages is kept"
     reply = adagrpo("sft", "--run", copied)
     hint = f"`adagrpo tokenize --run {copied}`"
-    refused(
-        reply, f"{copied}: tokenize is stale: made from another prepare/train.parquet than is there now; run {hint}"
-    )
+    refused(reply, f"{copied}: vectors is stale: made from another prepare/train.parquet than is there now; run {hint}")
     for verb in ("train", "evaluate", "diagnose", "serve"):
         refused(adagrpo(verb, "--run", copied), hint)
     refused(

@@ -157,37 +157,38 @@ def test_a_language_model_is_asked_once(world: Any, tmp_path: Path, model: Path)
         events = map(json.loads, made.path("events.jsonl").read_text(encoding="utf-8").splitlines())
         return [(event["stage"], event["event"]) for event in events if event["event"] != "start"][1:]
 
-    assert run() == [("encode", "end"), ("tokenize", "end")]
+    assert run() == [("encode", "end"), ("vectors", "end"), ("tokenize", "end")]
     codes = np.array(pl.read_parquet(tmp_path / "run" / "tokenize" / "codes.parquet")["codes"].to_list())[:, 0]
     ids = pl.read_parquet(tmp_path / "run" / "prepare" / "items.parquet")["item_id"].to_list()
     by_title: dict[int, set[int]] = {}
     for item_id, code in zip(ids, codes.tolist(), strict=True):
         by_title.setdefault(IDS.index(item_id) % 10, set()).add(code)
     assert len(set(codes)) == len(by_title) == 10 and all(len(same) == 1 for same in by_title.values())
-    assert run() == [("encode", "skip"), ("tokenize", "skip")]
-    assert run(quantizer="balanced_kmeans") == [("encode", "skip"), ("tokenize", "end")]
-    assert run(vectors={"cooccurrence": 1.0}) == [("tokenize", "end")]
+    assert run() == [("encode", "skip"), ("vectors", "skip"), ("tokenize", "skip")]
+    assert run(quantizer="balanced_kmeans") == [("encode", "skip"), ("vectors", "skip"), ("tokenize", "end")]
+    assert run(vectors={"cooccurrence": 1.0}) == [("vectors", "end"), ("tokenize", "end")]
     config = model / "config_sentence_transformers.json"
     config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    assert run() == [("encode", "end"), ("tokenize", "end")]
+    assert run() == [("encode", "end"), ("vectors", "end"), ("tokenize", "end")]
     with pytest.raises(UserError, match=r"tokenizer\.language_model: .*nowhere is no sentence-transformers model"):
         run(language_model="nowhere")
 
 
 def test_an_item_table_starts_from_the_vectors(copied: Path, data: Path, world: Any) -> None:
     run: Run = world.run(copied, data)
-    training = RunData(run).training
     vectors = item_vectors(run)
 
-    def started(training: Ragged, **changes: Any) -> np.ndarray:
+    def started(training: Ragged | None = None, **changes: Any) -> np.ndarray:
         table = nn.Embedding(30, 16)
         table.weight.detach().fill_(0.5)
         start_from_vectors(world.run(copied, data, **changes), table, training)
         return table.weight.detach().numpy()
 
-    rows = started(training)
+    rows = started()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1).mean(), 2.0, rtol=1e-5)  # as long as they were
     likeness = np.corrcoef((rows @ rows.T).ravel(), (vectors @ vectors.T).ravel())[0, 1]
     assert likeness > 0.9
+    training = RunData(run).training
+    np.testing.assert_array_equal(rows, started(training))
     assert not np.allclose(rows, started(emptied(training, np.arange(len(training)) < 30)))
     assert (started(training, tokenizer={"vectors": {"text": 1.0}}) == 0.5).all()  # no item has one

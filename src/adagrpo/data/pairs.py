@@ -42,20 +42,17 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
     return together
 
 
-def common_users_of(
-    user_items: sparse.csr_array,  # (U, V), from `users_of_items`
-    items: NDArray[np.int64],  # (N,), ascending and distinct
-) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
-    """Yield blocks of `common_users`: (n,) items and (n, V) counts."""
-    users = user_items.T.tocsr()[items]
+def common_users_of(user_items: sparse.csr_array) -> Iterator[tuple[int, sparse.csr_array]]:
+    """Yield blocks of `common_users`, in order: the first item and (n, V) counts; `user_items` of `users_of_items`."""
+    users = user_items.T.tocsr()
     sizes = np.diff(user_items.indptr).astype(np.int64)
     bounds = np.append(0, sizes[users.indices].cumsum())[users.indptr]  # products up to each row
     first = 0
-    while first < len(items):
+    while first < len(bounds) - 1:
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _PRODUCTS, side="right")) - 1)
         counts = (users[first:last] @ user_items).tocsr()
         counts.sort_indices()
-        yield items[first:last], counts
+        yield first, counts
         first = last
 
 
@@ -65,27 +62,43 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
     An item `d` steps later counts 1/d. Of known baskets each item of the next counts one, which the items before share
     (`shared`), or one for each.
     """
-    if training.baskets is not None:
-        users = np.repeat(np.arange(len(training)), training.lengths)
-        begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
-        of_user, ones = users[begins], np.ones(len(users), np.float32)
-        user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
-        followed = np.flatnonzero(of_user[1:] == of_user[:-1])
-        sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
-        earlier_items = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
-        between: sparse.csr_array = (earlier_items.T @ user_items[followed + 1]).tocsr().astype(np.float32)
-        between.sort_indices()
-        return between
+    if training.baskets is None:
+        none = sparse.csr_array((0, num_items), dtype=np.float32)
+        return sparse.csr_array(sparse.vstack([none, *successions_of(training, num_items, within)], format="csr"))
     users = np.repeat(np.arange(len(training)), training.lengths)
-    parts = []
-    for steps in range(1, within + 1):
-        same = users[:-steps] == users[steps:]
-        earlier, later = training.values[:-steps][same], training.values[steps:][same]
-        parts.append((np.full(len(earlier), 1 / steps, np.float32), earlier, later))
-    values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    counts = sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
-    counts.sort_indices()
-    return counts
+    begins, basket = np.unique(basket_starts(training), return_inverse=True)  # (total,) over all users
+    of_user, ones = users[begins], np.ones(len(users), np.float32)
+    user_items = sparse.csr_array((ones, (basket, training.values)), shape=(len(of_user), num_items))
+    followed = np.flatnonzero(of_user[1:] == of_user[:-1])
+    sizes = np.bincount(basket)[followed] if shared else np.ones(len(followed))
+    earlier_items = sparse.diags_array((1.0 / sizes).astype(np.float32)) @ user_items[followed]
+    between: sparse.csr_array = (earlier_items.T @ user_items[followed + 1]).tocsr().astype(np.float32)
+    between.sort_indices()
+    return between
+
+
+def successions_of(training: Ragged, num_items: int, within: int) -> Iterator[sparse.csr_array]:
+    """Yield blocks (n, V) of `successions` without baskets, in the order of the earlier items."""
+    left = np.full(len(training.values), within, np.min_scalar_type(within))  # items after each in its sequence
+    for distance in range(within):
+        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
+    positions = np.argsort(training.values, kind="stable")  # in the log, by item
+    starts = np.append(0, training.counts(num_items).cumsum())
+    first = 0
+    while first < num_items:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + _PRODUCTS // within, side="right")) - 1)
+        here, of_item = positions[starts[first] : starts[last]], np.diff(starts[first : last + 1])
+        rows = np.repeat(np.arange(last - first, dtype=np.int32), of_item)
+        parts = []
+        for steps in range(1, within + 1):
+            near = left[here] >= steps
+            later = training.values[here[near] + steps]
+            parts.append((np.full(len(later), 1 / steps, np.float32), rows[near], later))
+        values, earlier, later = (np.concatenate(column) for column in zip(*parts, strict=True))
+        counts = sparse.coo_array((values, (earlier, later)), shape=(last - first, num_items)).tocsr()
+        counts.sort_indices()
+        yield counts
+        first = last
 
 
 class PairCounts(NamedTuple):
@@ -118,6 +131,3 @@ class PairCounts(NamedTuple):
             return np.zeros(wanted.shape, np.float32)
         index = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         return np.where(self.keys[index] == wanted, self.values[index], np.float32(0.0))
-
-
-# row (N,) ascending; weights (N,) at least 0, compared as float32

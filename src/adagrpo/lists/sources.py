@@ -16,7 +16,7 @@ cosine, session-based kNN (Ludewig and Jannach 2018) for the decay.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from adagrpo.data.pairs import common_users_of, successions, users_of_items
+from adagrpo.data.pairs import common_users_of, successions, successions_of, users_of_items
 from adagrpo.data.sequences import basket_starts
 from adagrpo.networks import linear_weights_in, mixed_precision, precision_used
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.sparse_rows import add_rows, largest_of_rows
+from adagrpo.sparse_rows import add_rows, with_largest
 from adagrpo.types import Histories, Past, Ragged
 
 DECAY = 0.7  # γ
@@ -162,31 +162,49 @@ def kept_per_item(num_items: int) -> int:
 
 def similarities(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
     """Return (V, V) float32 cosines of the items' users, the `neighbours` largest per row, no diagonal."""
-    neighbours = kept_per_item(num_items) if neighbours is None else neighbours
-    items = np.arange(num_items)
     held = users_of_items(training, num_items)
     norms = np.sqrt(np.bincount(held.indices, minlength=num_items).astype(np.float32))
-    parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int32))]
-    for of_rows, together in common_users_of(held, items):
-        rows = np.repeat(of_rows, np.diff(together.indptr))
-        other = rows != together.indices
-        rows, columns = rows[other], together.indices[other]
-        cosines = together.data[other] / (norms[rows] * norms[columns])
-        kept = largest_of_rows(rows, cosines, neighbours)  # ties: the lower item first
-        parts.append((cosines[kept], rows[kept], columns[kept]))
-    values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
+
+    def cosines() -> Iterator[sparse.csr_array]:
+        for first, together in common_users_of(held):
+            of_rows = np.repeat(norms[first : first + together.shape[0]], np.diff(together.indptr))
+            together.data /= of_rows * norms[together.indices]
+            yield together
+
+    return _nearest(cosines(), num_items, neighbours)
 
 
 def successors(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
     """Return the (V, V) float32 matrix `f`, the `neighbours` largest per row, no diagonal."""
-    counts = successions(training, num_items, WITHIN).tocoo()
-    popular = np.sqrt(1 + np.bincount(counts.col, counts.data, num_items)).astype(np.float32)
-    other = counts.row != counts.col
-    rows, columns = counts.row[other].astype(np.int64), counts.col[other]
-    shares = counts.data[other] / popular[columns]
-    kept = largest_of_rows(rows, shares, kept_per_item(num_items) if neighbours is None else neighbours)
-    return sparse.coo_array((shares[kept], (rows[kept], columns[kept])), shape=counts.shape).tocsr()
+    grouped = training.baskets is not None
+    counts = [successions(training, num_items)] if grouped else [*successions_of(training, num_items, WITHIN)]
+    followed = np.ones(num_items)
+    for part in counts:
+        followed += np.bincount(part.indices, part.data, num_items)
+    popular = np.sqrt(followed).astype(np.float32)
+    counts.reverse()
+
+    def shares() -> Iterator[sparse.csr_array]:
+        while counts:
+            part = counts.pop()  # so that its memory is free when it is used
+            part.data /= popular[part.indices]
+            yield part
+
+    return _nearest(shares(), num_items, neighbours)
+
+
+def _nearest(blocks: Iterable[sparse.csr_array], num_items: int, neighbours: int | None) -> sparse.csr_array:
+    """Stack blocks of rows, each row's `neighbours` largest entries alone, none of them its own."""
+    neighbours = kept_per_item(num_items) if neighbours is None else neighbours
+    kept: list[sparse.csr_array] = []
+    first = 0
+    for block in blocks:
+        rows = np.repeat(np.arange(first, first + block.shape[0], dtype=np.int32), np.diff(block.indptr))
+        block.data[rows == block.indices] = 0.0
+        kept.append(with_largest(block, neighbours))
+        first += block.shape[0]
+    none = sparse.csr_array((0, num_items), dtype=np.float32)
+    return sparse.csr_array(sparse.vstack([none, *kept], format="csr"))
 
 
 def together(training: Ragged, num_items: int) -> sparse.csr_array:

@@ -57,9 +57,6 @@ class FittedOn(Protocol):
     def num_items(self) -> int:
         """`V`."""
 
-    def vectors(self) -> NDArray[np.float32] | None:
-        """Return (V, W) vectors of items, if they have any."""
-
     def descriptions(self) -> NDArray[np.float32]:
         """Return (V, D) vectors, attributes and numbers of items, see `adagrpo.lists.taste`."""
 
@@ -145,11 +142,6 @@ def _of_own_items(load: Callable[[Fitted], CandidateSource], *, listed: bool = F
     )
 
 
-def _vectors(on: FittedOn) -> Arrays:
-    found = on.vectors()
-    return {"items": np.zeros((on.num_items, 1), np.float32) if found is None else found}
-
-
 def _tastes(on: FittedOn) -> Arrays:
     described = on.descriptions()
     return {"items": described, "users": taste.user_tastes(*on.shown(), described, len(on.training))}
@@ -217,10 +209,8 @@ SOURCES: dict[str, Source] = {
     "content": Source(
         "vectors of items",
         lambda run: ContentSimilarity(run.arrays("content")["items"]),
-        _vectors,
-        "content",
-        ("vectors.safetensors",),
-        reads=("vectors",),
+        stage="vectors",
+        file=("vectors.safetensors",),
         listed=False,
         optional=True,
     ),

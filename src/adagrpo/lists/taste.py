@@ -69,15 +69,15 @@ class Passed(CandidateSource):
         return torch.from_numpy(-np.log1p(counts)).to(histories.items.device)
 
 
-def descriptions(vectors: Floats | None, attributes: Sequence[Sequence[str]], columns: pl.DataFrame) -> Floats:
+def descriptions(vectors: Floats, attributes: Sequence[Sequence[str]], columns: pl.DataFrame) -> Floats:
     """Return (V, D) descriptions of items.
 
     Args:
-        vectors: (V, W).
+        vectors: (V, W); W may be 0.
         columns: (V,) of the item table as they are; those of numbers are read.
     """
-    parts = [] if vectors is None else [vectors]
-    if vectors is not None and vectors.shape[1] > WIDTH:
+    parts = [vectors]
+    if vectors.shape[1] > WIDTH:
         _, directions = np.linalg.eigh(vectors.T @ vectors)
         parts = [np.asarray(vectors @ directions[:, -WIDTH:])]
     counts = pl.Series([one for each in attributes for one in set(each)], dtype=pl.String).value_counts(sort=True)

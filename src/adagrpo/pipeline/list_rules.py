@@ -30,7 +30,7 @@ from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import write_lists
 from adagrpo.pipeline.stages.evaluate_list import on_test
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.tokenize import VECTORS, item_vectors, vector_files
+from adagrpo.pipeline.stages.tokenize import VECTOR_FILE, item_vectors
 
 RULES = "rules"
 
@@ -98,7 +98,7 @@ def measure_under_rules(run: RunDirectory, name: str) -> Declaration:
     models = Models(data)
     maker, arm = ListMaker(models), called.policy or START
     reads = [*data.training_files, "prepare:test.parquet", f"prepare:{TRAINING_LOGS}", *data.catalog_files]
-    reads += [*data.truth_files, *maker.files(called), model_of(arm), *vector_files(run)]
+    reads += [*data.truth_files, *maker.files(called), model_of(arm), VECTOR_FILE]
     if run.config.rules is not None and run.config.rules.shown_within_days is not None:
         reads += [*data.shown_files, f"prepare:{DAYS_OF['impressions']}"]
 
@@ -115,7 +115,7 @@ def measure_under_rules(run: RunDirectory, name: str) -> Declaration:
         build,
         reads,
         files=("metrics.json", "predictions.parquet"),
-        settings=(*DECODING, *VECTORS, RULES, *(models.reward_reads if maker.asks_reward(called) else ())),
+        settings=(*DECODING, RULES, *(models.reward_reads if maker.asks_reward(called) else ())),
         also={"metrics": measured(run.config.data.split.baskets)} | data.truth_read,
     )
 

@@ -470,7 +470,7 @@ class Run(RunDirectory):
                 continue
             wanted = declare(self)
             make(self, name, wanted)
-            if (row := self.stages.row(name)) is not None and row.shared:
+            if (row := self.stages.row(name)) is not None and row.also_by:
                 self._ready.add(name)
             if name == "prepare" and (name in self.made or not is_described(self.directory)):
                 logs = by_label(self, wanted.reads)  # by name alone, unless one is in different folders

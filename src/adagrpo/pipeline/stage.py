@@ -118,7 +118,7 @@ class Stage:
     selects: bool = False  # chooses a checkpoint or weight on validation cases
     evaluation_only: tuple[str, ...] = ()  # prefixes of files that no fit reads, which may be stored elsewhere
     on_request: bool = False  # not made by `adagrpo run`
-    shared: bool = False  # made by whichever of `MEASURES_REWARD` comes first
+    also_by: tuple[str, ...] = ()  # commands that make it too, if they come first and read it
     page_only: bool = False  # shown in report.html, absent from metrics.json
     refit: bool = False  # made of training interactions, so that a refit makes it again
 
@@ -131,7 +131,7 @@ class Stage:
 
     def made_by(self, command: str) -> bool:
         """Return whether a command makes this row's stages."""
-        return command == self.command or (self.shared and command in MEASURES_REWARD)
+        return command == self.command or command in self.also_by
 
     def matches(self, name: str) -> bool:
         """Return whether a stage name belongs to this row."""

@@ -12,7 +12,7 @@ from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES, baselines, f
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.list_rules import RULES
 from adagrpo.pipeline.rewards import first_look
-from adagrpo.pipeline.stage import Declare, Members, Stage, StageTable
+from adagrpo.pipeline.stage import MEASURES_REWARD, Declare, Members, Stage, StageTable
 from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate
@@ -25,7 +25,7 @@ from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_i
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
 from adagrpo.pipeline.stages.ranker_report import pair_outcomes, report_ranker
 from adagrpo.pipeline.stages.reranking import re_rankings, reranking
-from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize
+from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize, vectors
 
 
 def _folds(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -82,8 +82,7 @@ TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
 DIAGNOSED = (*DECODING, "decide", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 KEPT = tuple(stage for stage in FITTED if stage in {SOURCES[name].stage for name in BASELINES})
-DESCRIBED = tuple(dict.fromkeys(str(source.stage) for source in SOURCES.values() if "vectors" in source.reads))
-OTHERS = tuple(stage for stage in FITTED if stage not in (*KEPT, *DESCRIBED))
+OTHERS = tuple(stage for stage in FITTED if stage not in KEPT)
 NAMED = (
     CONTROL,
     *LISTED,
@@ -124,9 +123,10 @@ STAGES = StageTable(
             evaluation_only=("test.parquet", "test_days.parquet", "later.parquet"),
             refit=True,
         ),
-        Stage("encode", "tokenize", (), encode, reads_texts),
+        Stage("encode", "tokenize", (), encode, reads_texts, also_by=("ranker",)),
+        Stage("vectors", "tokenize", (*VECTORS, "seed"), vectors, refit=True, also_by=("ranker",)),
         Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize),
-        Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split", *VECTORS), sft, selects=True, refit=True),
+        Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split"), sft, selects=True, refit=True),
         Stage("ranker", "ranker", RANKED, ranker, without_order=fit_ranker, selects=True, refit=True),
         Stage(
             "ranker/fold-*",
@@ -156,12 +156,13 @@ STAGES = StageTable(
             first_look,
             lambda config: config.reward != SequentialOptions(),
             unused="the reward is the run's own",
-            shared=True,
+            also_by=MEASURES_REWARD,
         ),
-        Stage("reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, selects=True, shared=True),
+        Stage(
+            "reranking", "diagnose", (*DECODING, "decide", "reward"), reranking, selects=True, also_by=MEASURES_REWARD
+        ),
         Stage("|".join(KEPT), "evaluate", members=_sources(KEPT), refit=True),
         Stage("|".join(OTHERS), "decide", members=_sources(OTHERS), refit=True),
-        Stage("|".join(DESCRIBED), "decide", (*VECTORS, "seed"), members=_sources(DESCRIBED), refit=True),
         Stage(
             CONTROL,
             "decide",
@@ -178,7 +179,7 @@ STAGES = StageTable(
         Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
         Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
         Stage(f"evaluate/{'|'.join(NAMED)}", "decide", (*DECODING, "decide", "reward"), members=_listed, unused=NO_ARM),
-        Stage("rules/*", "decide", (*DECODING, *VECTORS, "reward", RULES), on_request=True),
+        Stage("rules/*", "decide", (*DECODING, "reward", RULES), on_request=True),
         Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
         Stage("ranker/report", "evaluate", (*DECODING, "reward", "seed"), report_ranker, page_only=True),
         Stage("catalogs/*", "catalog update", on_request=True),

@@ -85,7 +85,7 @@ def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] 
     """Return the stages that commands make; shared ones only if read."""
     wanted = run.stages.declared(run.config, commands, arms)
     rows = {name: run.stages.row(name) for name in wanted}
-    shared = {name for name, row in rows.items() if row is not None and row.shared and row.command not in commands}
+    shared = {name for name, row in rows.items() if row is not None and row.also_by and row.command not in commands}
     read = {"reranking"} if run.config.reward.in_list_stds else set[str]()  # every fit logs rewards in these units
     for declare in wanted.values() if shared else ():
         with suppress(UserError, OSError):  # reported when it is made

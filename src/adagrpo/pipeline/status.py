@@ -149,7 +149,7 @@ def _next(run: Run, parts: Mapping[str, Part], outputs: Mapping[str, str]) -> st
         return best_list()
     for part in parts.values():
         row = run.stages.row(part.name)
-        if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
+        if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.also_by:
             if row.command == "train" and any(arm.term for arm in run.config.train.arms):
                 if "diagnose" not in parts:  # before training on the reward
                     return command(run, "diagnose")

@@ -18,7 +18,7 @@ from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weigh
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, SHARED, fit_model, measured_fit, measured_once
-from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
+from adagrpo.pipeline.stages.tokenize import VECTOR_FILE, start_from_vectors
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import calibrate
@@ -142,7 +142,7 @@ def sft(run: RunDirectory) -> Declaration:
         policy = models.policy()
         items = getattr(policy, "items", None)  # if the policy has item vectors
         if isinstance(items, nn.Embedding) and run.begun is None:
-            start_from_vectors(run, items, data.training)
+            start_from_vectors(run, items)
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm
         steps = 0 if lm is not None and lm.trained else max(1, round(settings.epochs * schedule.steps_per_epoch))
@@ -153,11 +153,12 @@ def sft(run: RunDirectory) -> Declaration:
     return Declaration(
         build,
         reads=[
-            *(*data.training_files, *data.catalog_files, *data.language_model_files, *vector_files(run)),
+            *(*data.training_files, *data.catalog_files, *data.language_model_files),
+            *([VECTOR_FILE] if run.begun is None else []),
             *measured_fit(run, "sft"),
         ],
         files=CHECKPOINTS,
-        settings=("sft", *DECODING, "seed", "train.rl_split", *VECTORS),
+        settings=("sft", *DECODING, "seed", "train.rl_split"),
         but=NOT_FITTED,
         version=4,
         together=True,

@@ -23,7 +23,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
 from adagrpo.pipeline.stages.fitting import fit_model, measured_fit
-from adagrpo.pipeline.stages.tokenize import VECTORS, start_from_vectors, vector_files
+from adagrpo.pipeline.stages.tokenize import VECTOR_FILE, VECTORS, encoded_files, start_from_vectors
 from adagrpo.rewards.features import FEATURES
 from adagrpo.rewards.model_files import require
 from adagrpo.rewards.sequential import SequentialRanker
@@ -75,16 +75,16 @@ def sequential_ranker(
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 
     # not measured for impressions, and logs without order have no vectors
-    starts_from_vectors = kind != "impressions"
+    starts_from_vectors = kind != "impressions" and run.begun is None
     if starts_from_vectors:
-        reads += vector_files(run)
+        reads += [VECTOR_FILE, *encoded_files(run)]
     reads += measured_fit(run, name)
 
     def build(work: Path) -> None:
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
-        if starts_from_vectors and run.begun is None:
-            start_from_vectors(run, ranker.items, emptied(data.training, left_out))
+        if starts_from_vectors:
+            start_from_vectors(run, ranker.items, emptied(data.training, left_out) if left_out.any() else None)
         schedule = replace(models.schedule(settings), left_out=left_out if left_out.any() else None)
         impressions = _impressions(data, kind)
         validate, examine = (dict, lambda best: {}) if run.measured is not None else begin(data, ranker, left_out)

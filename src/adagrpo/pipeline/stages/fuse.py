@@ -46,7 +46,7 @@ from adagrpo.pipeline.random_judge import random_order
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import copy_equal
 from adagrpo.pipeline.stages.fitting import DECODING, progress
-from adagrpo.pipeline.stages.tokenize import VECTORS, vector_files, vectors_at_hand
+from adagrpo.pipeline.stages.tokenize import VECTOR_FILE, vectors_at_hand
 from adagrpo.storage.writing import naming
 from adagrpo.types import Cases
 
@@ -66,25 +66,21 @@ def fit_sources(run: RunDirectory, stage: str) -> Declaration:
             save_fitted(source.fit(_FittedOn(data)), work.joinpath(*source.file))
 
     asked = {kind for source in rows for kind in source.reads}
-    reads = [*data.training_files[:2], *(vector_files(run) if "vectors" in asked else [])]
+    reads = [*data.training_files[:2], *([VECTOR_FILE] if "vectors" in asked else [])]
     reads += data.shown_files if "impressions" in asked else []
     if "descriptions" in asked and run.path("prepare", ITEM_COLUMNS).is_file():
         reads.append(f"prepare:{ITEM_COLUMNS}")
-    settings = (*VECTORS, "seed") if "vectors" in asked else ()
-    return Declaration(build, reads, tuple("/".join(source.file) for source in rows), settings, version=3)
+    return Declaration(build, reads, tuple("/".join(source.file) for source in rows), version=3)
 
 
 class _FittedOn:
     def __init__(self, data: RunData) -> None:
         self._data, self.training, self.num_items = data, data.training, data.num_items
 
-    def vectors(self) -> NDArray[np.float32] | None:
-        return vectors_at_hand(self._data.run, self.training)
-
     def descriptions(self) -> NDArray[np.float32]:
         items, path = load_items(self._data.prepared), self._data.run.path("prepare", ITEM_COLUMNS)
         columns = pl.read_parquet(path) if path.is_file() else pl.DataFrame()
-        return descriptions(self.vectors(), items[ATTRIBUTES].to_list(), columns)
+        return descriptions(vectors_at_hand(self._data.run), items[ATTRIBUTES].to_list(), columns)
 
     def shown(self) -> Shown:
         return self._data.shown

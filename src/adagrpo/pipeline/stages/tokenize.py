@@ -1,8 +1,8 @@
-"""The stages from items to Semantic IDs: text encoding, vectors, quantisation, collisions, audit."""
+"""The stages from items to Semantic IDs: encoding of texts, vectors, quantisation, collisions, audit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
 
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from adagrpo.config import Config
@@ -25,9 +26,12 @@ from adagrpo.semantic_ids.language import check_model, language_vectors, package
 from adagrpo.semantic_ids.published import import_semantic_ids, read_index
 from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans, rq_vae
 from adagrpo.storage.hashes import hash_file
+from adagrpo.storage.writing import naming
 from adagrpo.types import Ragged
 
 ENCODED = ("encode", "vectors.parquet")
+WEIGHED = ("vectors", "vectors.safetensors")
+VECTOR_FILE = ":".join(WEIGHED)  # what stages read
 VECTORS = ("tokenizer.vectors", "tokenizer.language_model", "tokenizer.width", "tokenizer.window")  # determine vectors
 _COLUMNS = {"attributes": "attributes", "text": "text", "language_model": "text"}  # item columns that vectors read
 CLUSTER_BOUND = 1.1  # most items per code of `balanced_kmeans`, in multiples of V / K
@@ -36,7 +40,7 @@ CLUSTER_BOUND = 1.1  # most items per code of `balanced_kmeans`, in multiples of
 def tokenize(run: RunDirectory) -> Declaration:
     """Declare the stage."""
     data, options = RunData(run), run.config.tokenizer
-    reads = [*data.training_files[:2], *vector_files(run)]
+    reads = [*data.training_files[:2], VECTOR_FILE]
     if options.published is not None:
         reads.insert(2, run.data / options.published.path)
 
@@ -87,18 +91,20 @@ def _quantize(run: RunDirectory) -> tuple[NDArray[np.int64], float | None, Calla
 
 
 def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
-    """Return (V, W) vectors, weighted as configured."""
-    data, weights = RunData(run), dict[str, float](run.config.tokenizer.vectors.items())
-    items = load_items(data.prepared)
-    for name in weights:
+    """Return (V, W) vectors, weighted as configured; UserError if a kind of them is of a field that all items lack."""
+    items = load_items(RunData(run).prepared)
+    for name in run.config.tokenizer.vectors:
         _check_described(items, name)
-    return _weighed(run, items, weights, data.training)
+    return load_file(run.checked(*WEIGHED))["items"]
 
 
-def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged) -> None:
-    """Initialise an item embedding in place from the tokenizer's vectors, if any, see `starting_rows`."""
-    vectors = vectors_at_hand(run, training)
-    if vectors is None:
+def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged | None = None) -> None:
+    """Initialise an item embedding in place from vectors of items, if any, see `starting_rows`.
+
+    With `training`, co-occurrence is counted in these sequences, not in all.
+    """
+    vectors = vectors_at_hand(run) if training is None else _vectors_of(run, training)
+    if not vectors.shape[1]:
         return
     with torch.no_grad():
         length = float(table.weight.norm(dim=1).mean())
@@ -106,24 +112,36 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged)
         table.weight.copy_(torch.from_numpy(rows))
 
 
-def vectors_at_hand(run: RunDirectory, training: Ragged) -> NDArray[np.float32] | None:
-    """Return (V, W) vectors of the configured kinds that items have, if any."""
-    items, weights = load_items(RunData(run).prepared), dict[str, float](run.config.tokenizer.vectors.items())
-    if not reads_texts(run.config):
-        weights.pop("language_model", None)
-    weights = {name: weight for name, weight in weights.items() if _described(items, name)}
-    return _weighed(run, items, weights, training) if weights else None
+def vectors_at_hand(run: RunDirectory) -> NDArray[np.float32]:
+    """Return (V, W) vectors of the configured kinds that items have; W is 0 if they have none."""
+    return load_file(run.checked(*WEIGHED))["items"]
 
 
-def vector_files(run: RunDirectory) -> list[Read]:
-    """List the non-training files that `vectors_at_hand` reads."""
+def vectors(run: RunDirectory) -> Declaration:
+    """Declare the vectors of items, which Semantic IDs, starting weights and lists read."""
+    data = RunData(run)
+
+    def build(work: Path) -> None:
+        with naming(work):
+            save_file({"items": _vectors_of(run, data.training)}, work / WEIGHED[1])
+
+    reads = [*data.training_files[:2], *encoded_files(run)]
+    return Declaration(build, reads, WEIGHED[1:], (*VECTORS, "seed"))
+
+
+def encoded_files(run: RunDirectory) -> list[Read]:
+    """List the file of encoded texts, if vectors are made of it."""
     return [":".join(ENCODED)] if reads_texts(run.config) else []
 
 
-def _weighed(
-    run: RunDirectory, items: pl.DataFrame, weights: Mapping[str, float], training: Ragged
-) -> NDArray[np.float32]:
-    options = run.config.tokenizer
+def _vectors_of(run: RunDirectory, training: Ragged) -> NDArray[np.float32]:
+    items, options = load_items(RunData(run).prepared), run.config.tokenizer
+    weights = dict[str, float](options.vectors.items())
+    if not reads_texts(run.config):
+        weights.pop("language_model", None)
+    weights = {name: weight for name, weight in weights.items() if _described(items, name)}
+    if not weights:
+        return np.zeros((len(items), 0), np.float32)
     makers: dict[str, Callable[[], NDArray[np.float32]]] = {
         "attributes": lambda: attribute_vectors(items["attributes"].to_list(), width=options.width),
         "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
