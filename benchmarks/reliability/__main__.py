@@ -28,6 +28,7 @@ from benchmarks.reliability import (
     logs,
     malformed,
     masking,
+    nights,
     overload,
     own_artifacts,
     read_only,
@@ -69,6 +70,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "hostile": hostile.hostile,
     "hostile-proxied": hostile.hostile_proxied,
     "heavy": heavy.heavy,
+    "nights": nights.nights,
 }
 ROOT = Path(__file__).parent.parent.parent
 
