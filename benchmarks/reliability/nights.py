@@ -100,8 +100,8 @@ def nights(work: Path, count: int = 7, times: int = 3, seed: int = 0) -> Finding
             refused += status == 2 and rows.name in said and lists(processes, run, users).equals(before)
     figure = (
         f"{count} nights, {killed} refreshes killed: {kept} times the list before was served; {taken} of {count} new"
-        f" lists took over, {equal} with the weights and lists of nights that nobody killed; older rows and a broken log"
-        f" are refused in one line and change nothing {refused} of 2 times"
+        f" lists took over, {equal} with the weights and lists of nights that nobody killed; older rows and a broken"
+        f" log are refused in one line and change nothing {refused} of 2 times"
     )
     holds = killed == kept and killed >= count * (times - 1) and equal == taken == count and refused == 2
     return Finding(34, figure, holds)
