@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,9 @@ def nights(work: Path, count: int = 7, times: int = 3, seed: int = 0) -> Finding
             )
             while tries < times:
                 pid = processes.start(command)
-                time.sleep(float(draw.uniform(0.05, 0.9)) * seconds)
-                os.kill(pid, signal.SIGKILL)
+                time.sleep(float(draw.uniform(0.05, 0.8)) * seconds)
+                with suppress(ProcessLookupError):  # it has ended
+                    os.kill(pid, signal.SIGKILL)
                 if processes.wait()[0] != -signal.SIGKILL:
                     break  # it had ended
                 tries += 1

@@ -27,7 +27,7 @@ from adagrpo.exposures.exposure_log import Exposure, Feedback
 from adagrpo.exposures.exposure_store import LocalExposureLog
 from adagrpo.exposures.user_hash import UserHash
 from adagrpo.pipeline.catalog_update import update_catalog
-from adagrpo.pipeline.directory import locked, place_of
+from adagrpo.pipeline.directory import locked, path_of
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS, latest_exposures
 from adagrpo.pipeline.versions import catalog_versions
@@ -70,7 +70,7 @@ class Beginning:
         """The files of the catalogue that is served in a round."""
         versions = catalog_versions(self.run)
         version = versions[min(1 + number, len(versions) - 1)]  # without later items there is version 0 alone
-        return [place_of(self.run, file) for file in version.files]
+        return [path_of(self.run, file) for file in version.files]
 
 
 def learning_config(config: Config, exposures: Path, through: int, **changes: Any) -> Config:

@@ -26,7 +26,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.lists.fusion import Fusion
 from adagrpo.lists.names import FUSE, START, ListName
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.directory import locked, place_of
+from adagrpo.pipeline.directory import locked, path_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -113,7 +113,7 @@ def _measure(name: str, seed: int, turn: int, data: Path, out: Path) -> None:
         _fuse_again(teaches[-2], _taught_by(teaches[-2]), teaches[-1])
     teacher, folder = teaches[-1].resolve(), _taught_by(teaches[-1])
     maker = ListMaker(Models(RunData(Run.open(teacher))))
-    parts = [place_of(maker.models.run, file) for file in maker.files(ListName(START, FUSE))]
+    parts = [path_of(maker.models.run, file) for file in maker.files(ListName(START, FUSE))]
     files = [str(file) for file in (teacher / START / "best" / MODEL, *parts)]
     reward = {"kind": "factory", "function": "research.decisions.teacher:fused", "options": {"run": str(teacher)}}
     config = recipe_of(

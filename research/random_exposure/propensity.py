@@ -30,7 +30,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation.reward_quality import popularity_bands, rank_correlation
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.directory import place_of
+from adagrpo.pipeline.directory import path_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.impressions import examined, exposed
@@ -114,7 +114,7 @@ def correlations(models: Models) -> dict[str, float]:
     """Mean rank correlation of scores and true utilities before each user's last purchase, over all items and bands."""
     cases, ranker, truth = (
         models.data.cases("test"),
-        models.ranker(place_of(models.run, models.reward_files[0]).parent).eval(),
+        models.ranker(path_of(models.run, models.reward_files[0]).parent).eval(),
         models.data.truth(),
     )
     histories = pad(cases.histories, np.arange(len(cases)), models.config.max_history)

@@ -31,7 +31,7 @@ from adagrpo.pipeline import (
 from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline import make as making
 from adagrpo.pipeline import recommend as recommending
-from adagrpo.pipeline.directory import place_of
+from adagrpo.pipeline.directory import path_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
@@ -416,7 +416,7 @@ def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path)
 
 def test_a_changed_file_of_a_version_is_refused(run: Run) -> None:
     version, _ = update_catalog(run, delist=["3"])
-    path = place_of(version.run, version.files[0])
+    path = path_of(version.run, version.files[0])
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"codes\.parquet"):
         recommender(Run.open(run.directory), ListOptions())

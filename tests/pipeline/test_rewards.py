@@ -23,7 +23,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.description import describe
-from adagrpo.pipeline.directory import place_of
+from adagrpo.pipeline.directory import path_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import Operation, _Wanted, recommender
@@ -159,7 +159,7 @@ def test_the_reward_that_judges_is_the_one_of_the_configuration(copied: Path, wo
     best, final = (models.ranker(copied / "ranker" / kind).score(histories, items) for kind in ("best", "final"))
     for reward in (models.reward(), models.group_reward()):
         torch.testing.assert_close(reward.score(histories, items), 2 * best - final)
-    assert [place_of(models.run, file).parent.name for file in models.group_reward_files] == ["best", "final"]
+    assert [path_of(models.run, file).parent.name for file in models.group_reward_files] == ["best", "final"]
 
 
 def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ class Rules:
             days = query.days  # where these are not known, all of the history was had of late
             had = [
                 item
-                for place, item in enumerate(query.history)
-                if days is None or now - days[place] <= self.had_within_days
+                for index, item in enumerate(query.history)
+                if days is None or now - days[index] <= self.had_within_days
             ]
             query = query._replace(without=[*query.without, *had])
         if (within := self.shown_within_days) is not None:
@@ -141,7 +141,7 @@ class Rules:
         if self.boosts is not None and len(items):
             value = value + self.boosts[list(items)] * (value.std() or 1.0)
         by_value = np.argsort(-value, kind="stable")
-        items, value, pinned = [items[place] for place in by_value], value[by_value], {*pins.values()}
+        items, value, pinned = [items[index] for index in by_value], value[by_value], {*pins.values()}
         share = (value - value.min()) / (np.ptp(value) or 1.0) if items else value
         taken = np.array([item in pinned for item in items], np.bool_)
         alike = np.full(len(items), -1.0)  # to the most similar item above
@@ -162,13 +162,13 @@ class Rules:
                     order = np.argsort(self.diversity * alike - (1 - self.diversity) * share, kind="stable").tolist()
                 limits = [one for one in zip(self.at_most, counts, strict=True) if rank < one[0].within]
                 free = (
-                    place
-                    for place in order
-                    if not taken[place]
+                    index
+                    for index in order
+                    if not taken[index]
                     and all(
                         counted[value] < rule.n
                         for rule, counted in limits
-                        for value in rule.values.get(items[place], ())
+                        for value in rule.values.get(items[index], ())
                     )
                 )
                 best = next(free, None)
@@ -191,9 +191,9 @@ class Rules:
         off: dict[str, Any] = {"pins": {}, "boosts": None, "at_most": (), "diversity": 0.0}
         for name, value in off.items():
             without = replace(self, **{name: value}).order(items, scores, width, may_hold)
-            rank = {item: place for place, item in enumerate(without)}
-            for place, item in enumerate(ordered):
-                moved[item] += [] if rank.get(item) == place else [name]
+            rank = {item: index for index, item in enumerate(without)}
+            for index, item in enumerate(ordered):
+                moved[item] += [] if rank.get(item) == index else [name]
         return moved
 
 

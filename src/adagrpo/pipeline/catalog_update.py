@@ -151,31 +151,31 @@ def _with_items(run: RunDirectory, state: _State, path: Path, rows: dict[str, in
     assert table is not None
     note_lost(run, path)
     ids = table[ITEM_ID].cast(pl.String)
-    places = np.array([rows.get(name, -1) for name in ids.to_list()])
-    there = np.flatnonzero((places >= 0) & state.listed[np.maximum(places, 0)])
+    known_rows = np.array([rows.get(name, -1) for name in ids.to_list()])
+    there = np.flatnonzero((known_rows >= 0) & state.listed[np.maximum(known_rows, 0)])
     if len(there):
         raise UserError(
             f"{path}: in the catalogue already: item {first_of(ids.gather(there).to_list())}; "
             "--items takes new items, and those that were delisted"
         )
     kind = state.items.schema[ITEM_ID]
-    unknown = pl.Series(places < 0)
+    unknown = pl.Series(known_rows < 0)
     new = table.filter(unknown).with_columns(pl.col(ITEM_ID).cast(kind, strict=False))
     wrong = ids.filter(unknown).filter(new[ITEM_ID].cast(pl.String).ne_missing(ids.filter(unknown)))  # "007" is not 7
     if len(wrong):
         raise UserError(f"{path}: item {wrong[0]!r}: the ids of the catalogue are whole numbers")
     numbers = pl.Series(ITEM, np.arange(len(state.items), len(state.items) + len(new)), dtype=state.items.schema[ITEM])
-    back = table.filter(~unknown).with_columns(pl.Series(ITEM, places[places >= 0], dtype=numbers.dtype))
+    back = table.filter(~unknown).with_columns(pl.Series(ITEM, known_rows[known_rows >= 0], dtype=numbers.dtype))
     known = state.items
     if GROUPS in known and GROUPS in back:
         now = back.select(ITEM, pl.col(GROUPS).alias("now"))
         joined = known.join(now, on=ITEM, how="left", maintain_order="left")
         known = joined.with_columns(pl.coalesce("now", GROUPS).alias(GROUPS)).drop("now")
     grown = pl.concat([known, new.with_columns(numbers)], how="diagonal")
-    rows |= {str(name): len(state.items) + place for place, name in enumerate(new[ITEM_ID].to_list())}
+    rows |= {str(name): len(state.items) + number for number, name in enumerate(new[ITEM_ID].to_list())}
     codes = np.concatenate([state.codes, np.full((len(new), state.codes.shape[1]), -1)])
     listed = np.concatenate([state.listed, np.ones(len(new), np.bool_)])
-    listed[places[places >= 0]] = True
+    listed[known_rows[known_rows >= 0]] = True
     columns = state.columns
     if columns.columns and (read := source._replace(items=path).read_columns()) is not None:
         columns = stack_columns(columns, read.filter(unknown))

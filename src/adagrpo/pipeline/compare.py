@@ -295,7 +295,7 @@ class _Prefixed:
 
 
 def _check_list(option: str, values: Sequence[object]) -> None:
-    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
     if twice or not values:
         raise UserError(f"{option}: {f'{twice[0]} is there twice' if twice else 'empty; name at least one'}")
 

@@ -37,9 +37,9 @@ class CurrentFiles(RunFiles):
         self.parts = parts_of(run, measuring=True)
         path = run.find("metrics.json")
         if path is None:
-            place = run.called / "metrics.json"
+            named = run.called / "metrics.json"
             why = "`adagrpo decide` writes decision.json alone" if run.find(DECISION) else "nothing is evaluated yet"
-            raise UserError(f"{place}: missing, {why}; run {remake_command(run, place.name)} first")
+            raise UserError(f"{named}: missing, {why}; run {remake_command(run, named.name)} first")
         why = is_stale(run, COLLECTED, self.parts)
         if why:
             raise UserError(f"{run.called}: metrics.json is stale: {why}; run {remake_command(run, 'metrics.json')}")
@@ -84,18 +84,18 @@ def shown_users(files: CurrentFiles) -> list[ShownUser]:
     content = {} if decided is None else read_json(decided)
     chosen, control = content.get("chosen"), content.get("control")
     first = [] if chosen is None else [chosen, *([f"{chosen} under rules"] if rules_set(run) else []), control]
-    places: dict[str, tuple[str, ...]] = {}
+    folders: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys([*first, *contenders(run.config, files.trained())]):
         called = parse_list(name)
         trained = called.policy not in (None, START) and called.order == "policy"
-        places[name] = evaluation_of(name, "best") if trained else ("evaluate", name)
-    if f"{chosen} under rules" in places:
-        places[f"{chosen} under rules"] = (RULES, str(chosen))
+        folders[name] = evaluation_of(name, "best") if trained else ("evaluate", name)
+    if f"{chosen} under rules" in folders:
+        folders[f"{chosen} under rules"] = (RULES, str(chosen))
     cases = sample_cases(data.measured_cases("test"), USERS, run.config.seed)
     users = data.ids_of(cases.users)
     lists = {}
-    for name, place in places.items():
-        path = files.find(*place, "predictions.parquet")
+    for name, folder in folders.items():
+        path = files.find(*folder, "predictions.parquet")
         if path is not None:
             table = pl.scan_parquet(path).filter(pl.col("rank") <= TOP).join(users.lazy(), on=USER_ID, how="semi")
             found = table.collect().sort("rank").group_by(USER_ID).agg(ITEM_ID)

@@ -88,11 +88,11 @@ def leave_leaks_out(run: RunDirectory) -> list[str]:
         leaks = _leaks(Models(RunData(run)))
     except NotFinite:  # reported by the first look at the rewards
         return []
-    kept = [place for place in range(len(options.parts)) if f"{REWARD}-{place + 1}" not in leaks]
+    kept = [index for index in range(len(options.parts)) if f"{REWARD}-{index + 1}" not in leaks]
     if not leaks or not kept:
         return []
-    weights = None if options.weights is None else tuple(options.weights[place] for place in kept)
-    rest: RewardOptions = WeightedOptions(members=tuple(options.parts[place] for place in kept), weights=weights)
+    weights = None if options.weights is None else tuple(options.weights[index] for index in kept)
+    rest: RewardOptions = WeightedOptions(members=tuple(options.parts[index] for index in kept), weights=weights)
     if weights is None and len(kept) == 1:  # a single reward needs no sum
         rest = rest.parts[0]
     run.config = run.config.model_copy(update={"reward": rest})

@@ -214,7 +214,7 @@ def folder_of(run: RunDirectory, stage: str) -> Path:
     return run.path(*stage.split("/"), MANIFEST).parent
 
 
-def place_of(run: RunDirectory, read: Read) -> Path:
+def path_of(run: RunDirectory, read: Read) -> Path:
     """Return the path of what a stage reads."""
     return run.path(*read.replace(":", "/", 1).split("/")) if isinstance(read, str) else read
 
@@ -297,7 +297,7 @@ def stage_over(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 def hash_of(run: RunDirectory, read: Read) -> str:
     """Return a file's sha256; UserError if it is missing, or belongs to a run and was changed."""
-    path = place_of(run, read)
+    path = path_of(run, read)
     if not path.is_file():
         root = next((root for root in reversed(roots(run)) if path.is_relative_to(root)), None)
         if root is None:

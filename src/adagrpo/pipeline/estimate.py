@@ -137,14 +137,14 @@ def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Dra
     first = np.zeros(len(rows), dtype=np.int64)
     drawn, weights = np.full((len(rows), REACH), -1), np.zeros((len(rows), REACH))
     for numbers, chances in _chances(served, lists, range(len(rows)), temperature):
-        for place, number in enumerate(numbers):
+        for index, number in enumerate(numbers):
             row, size = rows[number], len(rows[number]["slate"])
             first[number] = served.known(row["slate"])[0][0]
             clicks[number, :size] = [(row["request_id"], item) in lists.clicks for item in row["slate"]]
-            target[number, :size] = chances.log_probs[place, :size]
+            target[number, :size] = chances.log_probs[index, :size]
             logged[number, :size] = row["log_propensities"]
             reach = chances.items.shape[1]
-            drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
+            drawn[number, :reach], weights[number, :reach] = chances.items[index], chances.weights[index]
     users = np.unique(_owners(lists), return_inverse=True)[1]
     return Drawn(clicks, target, logged, users, first, drawn, weights)
 
@@ -182,9 +182,9 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
         logging = served.with_policy(models.policy(chosen.weights), run.config.max_history)
         far = []
         for part, chances in _chances(logging, lists, numbers, None):
-            for place, number in enumerate(part):
+            for index, number in enumerate(part):
                 own = lists.rows[number]["log_propensities"]
-                if not float(np.abs(chances.log_probs[place, : len(own)] - own).mean()) <= CLOSE:
+                if not float(np.abs(chances.log_probs[index, : len(own)] - own).mean()) <= CLOSE:
                     far.append(number)
         if len(far) > MOST_OTHERS * len(numbers):
             raise UserError(

@@ -23,7 +23,7 @@ from adagrpo.data.prepared import TRAINING_LOGS, load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, batches, predict, sample_cases, summarise
-from adagrpo.pipeline.directory import hash_of, place_of, read_of
+from adagrpo.pipeline.directory import hash_of, path_of, read_of
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import read_json
 from adagrpo.pipeline.stage import Read
@@ -49,7 +49,7 @@ PROBED = ("callable", "factory", "http", "lightgbm", "xgboost", "catboost")
 class RewardWeights(NamedTuple):
     """Chosen weights, in units of σ."""
 
-    spread: float
+    within_list_std: float
     rerank: float
     distill: float
 
@@ -57,7 +57,7 @@ class RewardWeights(NamedTuple):
 def read_reward_weights(file: Path) -> RewardWeights:
     """Read a weight.json."""
     content = read_json(file)
-    return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))
+    return RewardWeights(*(float(content[name]) for name in ("spread", "rerank", "distill")))
 
 
 @runtime_checkable
@@ -123,8 +123,8 @@ class Models:
     @property
     def reward_files(self) -> list[Read]:
         """The files that determine `reward`."""
-        spreads = [REWARD_WEIGHTS] if self.config.reward.in_list_stds else []
-        return [*self.files_of(self.config.reward), *self.probe_files, *spreads]
+        units = [REWARD_WEIGHTS] if self.config.reward.in_list_stds else []
+        return [*self.files_of(self.config.reward), *self.probe_files, *units]
 
     @property
     def probe_files(self) -> list[Read]:
@@ -151,7 +151,7 @@ class Models:
         if not options.in_list_stds:
             return self.reward_of(options)
         content = self.run.content("reranking", "weight.json")
-        return rewards.WeightedReward(self.members(), [1 / spread for spread in content["members"]])
+        return rewards.WeightedReward(self.members(), [1 / std for std in content["members"]])
 
     @property
     def parts(self) -> Sequence[RewardOptions]:
@@ -173,7 +173,7 @@ class Models:
         """Return the reward for post-training, cross-fitted if configured."""
         if not self.data.fold_names:
             return self.reward()
-        rankers = [self.ranker(place_of(self.run, file).parent) for file in self.group_reward_files]
+        rankers = [self.ranker(path_of(self.run, file).parent) for file in self.group_reward_files]
         return CrossFitted(rankers, self.data.fold_of_user)
 
     def files_of(self, options: RewardOptions) -> list[Read]:
@@ -224,7 +224,7 @@ class Models:
                 model = rewards.load_model(self.run.data / options.model)
                 return rewards.BoostedReward(model, self.features, self._tables(options), self.data.user_ids)
             case kinds.LambdaRankOptions():
-                return rewards.BoostedReward(rewards.load_model(place_of(self.run, TREES)), self.ranker_features)
+                return rewards.BoostedReward(rewards.load_model(path_of(self.run, TREES)), self.ranker_features)
             case kinds.NoiseOptions():
                 return rewards.NoiseReward(options.seed)
             case kinds.FeatureOptions():
@@ -351,6 +351,6 @@ def load_begun(data: RunData, stage: str, model: nn.Module) -> None:
 
 def _sparse(weights: sparse.csr_array) -> Tensor:
     entries = weights.tocoo()
-    places = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
+    indices = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
     values = torch.from_numpy(entries.data.astype(np.float32))
-    return torch.sparse_coo_tensor(places, values, weights.shape, check_invariants=True).coalesce()
+    return torch.sparse_coo_tensor(indices, values, weights.shape, check_invariants=True).coalesce()

@@ -38,7 +38,7 @@ from adagrpo.groups.gated import TrueUtility
 from adagrpo.lists.eligibility import Eligibility, Narrowing
 from adagrpo.lists.query import Query, query_of
 from adagrpo.lists.table import Shown
-from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, place_of
+from adagrpo.pipeline.directory import RunDirectory, checked_stage, hash_of, path_of
 from adagrpo.pipeline.stage import Read
 from adagrpo.rewards.reranking import EXPOSURE_POWER, case_weights
 from adagrpo.semantic_ids.catalog import Catalog
@@ -71,7 +71,7 @@ class CatalogVersion:
         """Codes of all items, on the CPU."""
         for file in self.files:
             hash_of(self.run, file)
-        return Catalog.read(place_of(self.run, self.files[0]))
+        return Catalog.read(path_of(self.run, self.files[0]))
 
     @cached_property
     def items(self) -> pl.DataFrame:

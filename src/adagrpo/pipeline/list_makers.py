@@ -37,7 +37,7 @@ from adagrpo.lists.sources import CandidateSource
 from adagrpo.lists.table import LISTED, SOURCES, Arrays, Shown, fused, listed
 from adagrpo.networks import Precision
 from adagrpo.pipeline.choose_checkpoint import Checkpoint, of_these_weights
-from adagrpo.pipeline.directory import place_of, weights_of
+from adagrpo.pipeline.directory import path_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json
@@ -248,10 +248,10 @@ def _source_alone(source: str) -> ListKind:
 
 def _re_ranked(maker: ListMaker, name: ListName, reward: Reward | None) -> ListOrder:
     known = read_reward_weights(maker.models.run.checked("reranking", "weight.json"))
-    own = [read_json(place_of(maker.models.run, file)) for file in maker._own_weight(name)]
+    own = [read_json(path_of(maker.models.run, file)) for file in maker._own_weight(name)]
     chosen = float(own[0]["weight"]) if own else known.rerank
     weight = chosen if maker.reward_weight is None else maker.reward_weight
-    return ListOrder(reward=reward, reward_weight=weight, within_list_std=known.spread)
+    return ListOrder(reward=reward, reward_weight=weight, within_list_std=known.within_list_std)
 
 
 def _fused(asks_reward: Callable[[RewardOptions], bool]) -> ListKind:

@@ -199,6 +199,6 @@ class _Answering:
         if wanted.explain:
             told = [[json.dumps(reason, allow_nan=False) for reason in one.reasons or ()] for one in answers]
             columns.append(pl.Series("reasons", told, dtype=pl.List(pl.String)))
-        with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as place:
-            pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts)})
-            return done | {"sha256": hash_file(place)}
+        with atomic_file(part_path(wanted.out, task["number"]), wanted.token) as path:
+            pl.DataFrame(columns).write_parquet(path, metadata={FACTS: json.dumps(facts)})
+            return done | {"sha256": hash_file(path)}

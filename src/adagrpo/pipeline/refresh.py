@@ -37,7 +37,7 @@ from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_case
 from adagrpo.lists.table import SOURCES
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
-from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, place_of, weights_of
+from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, path_of, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.json_files import write_json
@@ -398,7 +398,7 @@ def _placed(
         Catalog.from_codes(codes, base.codes.level_sizes, listed).write(work / "codes.parquet")
         near.write_parquet(work / "neighbours.parquet")
 
-    files = [place_of(base.run, file) for file in base.files]
+    files = [path_of(base.run, file) for file in base.files]
     return Declaration(
         build,
         ["prepare:items.parquet", "prepare:train.parquet", *files],

@@ -110,7 +110,7 @@ class Recommended:
         lengths = [len(items) for items in self.items]
         return pl.DataFrame(
             {
-                "history": [place for place, length in enumerate(lengths) for _ in range(length)],
+                "history": [row for row, length in enumerate(lengths) for _ in range(length)],
                 "rank": [rank for length in lengths for rank in range(1, length + 1)],
                 ITEM_ID: [item for items in self.items for item in items],
                 "score": [score for scores in self.scores for score in scores],

@@ -171,11 +171,11 @@ def _difference(data: RunData, probe: Mapping[str, Any], before: Values, now: Va
     differ = np.abs(now - before) > NOISE * np.abs(before) + NOISE_OF_SPREAD * spread
     if not differ.any():
         return ""
-    case, place = np.argwhere(differ)[0]
-    item = data.item_ids[probe["items"][case][place]]
+    case, column = np.argwhere(differ)[0]
+    item = data.item_ids[probe["items"][case][column]]
     return (
-        f"{differ.sum()} of {differ.size} scores differ, the first, of item {item!r}, was {before[case, place]:.6g} and"
-        f" is {now[case, place]:.6g}"
+        f"{differ.sum()} of {differ.size} scores differ, the first, of item {item!r}, was {before[case, column]:.6g}"
+        f" and is {now[case, column]:.6g}"
     )
 
 

@@ -32,7 +32,7 @@ from adagrpo.pipeline.directory import (
     hash_of,
     locked,
     model_of,
-    place_of,
+    path_of,
     refuse_without_order,
     remake_command,
 )
@@ -474,7 +474,7 @@ class Run(RunDirectory):
                 self._ready.add(name)
             if name == "prepare" and (name in self.made or not is_described(self.directory)):
                 logs = by_label(self, wanted.reads)  # by name alone, unless one is in different folders
-                by_name = {place_of(self, read).name: read for read in logs.values()}
+                by_name = {path_of(self, read).name: read for read in logs.values()}
                 named = by_name if len(by_name) == len(logs) else logs
                 keep_settings(self, {name: hash_of(self, read) for name, read in named.items()})
 

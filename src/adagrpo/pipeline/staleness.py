@@ -15,7 +15,7 @@ from typing import Any
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.config.objective import in_sections
 from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, place_of, stage_over
+from adagrpo.pipeline.directory import RunDirectory, finished_stages, folder_of, made_from, path_of, stage_over
 from adagrpo.pipeline.make import begun_for
 from adagrpo.pipeline.stage import RUN, Declare, MadeFrom, Part, Read, State, names_key, sources_of
 from adagrpo.storage.artifacts import manifest
@@ -117,7 +117,7 @@ def _add(
 
 def _hash(run: RunDirectory, read: Read) -> str:
     """Return a file's hash, from its stage's manifest if possible; `GONE` if missing."""
-    path = place_of(run, read)
+    path = path_of(run, read)
     try:
         found = stage_over(path) if path.is_file() else None
     except UserError:  # reported by its own part

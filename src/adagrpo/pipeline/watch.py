@@ -23,7 +23,7 @@ from adagrpo.pipeline.directory import (
     hash_of,
     kept,
     label_of,
-    place_of,
+    path_of,
     remake_command,
     trained_arms,
     weights_of,
@@ -170,7 +170,7 @@ def _check_together(run: RunDirectory) -> None:
 def _made_otherwise(run: RunDirectory, name: str) -> str | None:
     found = kept(run, name)
     for read, digest in ({} if found is None else found.reads).items():
-        if place_of(run, read).is_file() and hash_of(run, read) != digest:
+        if path_of(run, read).is_file() and hash_of(run, read) != digest:
             return f"made from another {label_of(run, read)} than is there now"
     return None
 

@@ -54,7 +54,7 @@ class BoostedReward:
             if column.values is not None:
                 table.append(column.values.gather(wanted if column.of == "item" else users))
             elif ours is not None:
-                table.append(ours[:, :, column.place].ravel())
+                table.append(ours[:, :, column.column].ravel())
         threads = torch.get_num_threads() if items.numel() > _FEW else 1
         try:
             scores = self.model.predict(table, threads)

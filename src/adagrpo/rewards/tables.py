@@ -36,12 +36,12 @@ class Tables:
 class Feature(NamedTuple):
     """Where a feature of a model comes from.
 
-    `values` are of each item or user and, last, of one that is not known; ours have a place in `FEATURES`.
+    `values` are of each item or user and, last, of one that is not known; ours have a column in `FEATURES`.
     """
 
     of: Literal["item", "user", "ours"]
     values: pl.Series | None = None
-    place: int = 0
+    column: int = 0
 
 
 def features_of(model: TreeModel, tables: Tables) -> list[Feature]:
@@ -71,7 +71,7 @@ def features_of(model: TreeModel, tables: Tables) -> list[Feature]:
         else:
             raise UserError(f"{model.path}: the feature '{name[:SHOWN]}' is nowhere: {_looked(name, said, plain)}")
         if places[0] == "ours":
-            found.append(Feature("ours", place=FEATURES.index(called)))
+            found.append(Feature("ours", column=FEATURES.index(called)))
             continue
         of = tables.items if places[0] == "item" else tables.users
         where = f"{said[places[0]]}: the column '{called}'"

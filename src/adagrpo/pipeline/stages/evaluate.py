@@ -32,7 +32,7 @@ from adagrpo.pipeline.directory import (
     hash_of,
     made_from,
     model_of,
-    place_of,
+    path_of,
     roots,
     weights_of,
 )
@@ -71,9 +71,9 @@ def evaluate(run: RunDirectory, arm: str = "sft", checkpoint: str = "best") -> D
             utility = data.utility_at(cases) if split == "test" else None  # no choice may depend on it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             if reranked:
-                chosen = read_reward_weights(place_of(run, REWARD_WEIGHTS))
+                chosen = read_reward_weights(path_of(run, REWARD_WEIGHTS))
                 values[f"rerank_{split}"] = {
-                    name: retrieval(reordered(predictions, weight, chosen.spread).items, cases)
+                    name: retrieval(reordered(predictions, weight, chosen.within_list_std).items, cases)
                     for name, weight in (("reward", np.inf), ("mix", chosen.rerank))
                 }
         write_predictions(data, cases, predictions, work)

@@ -13,7 +13,7 @@ from adagrpo.config import ArmConfig, read_settings
 from adagrpo.config.objective import without_sections
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
-from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_event, model_of, place_of
+from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_event, model_of, path_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
@@ -40,7 +40,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             data.truth()  # raises if it is missing
         reads += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
-    weights = place_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_list_stds else None
+    weights = path_of(run, REWARD_WEIGHTS) if arm.term is not None and TERMS[arm.term].in_list_stds else None
     reads += [] if weights is None else [REWARD_WEIGHTS]
     reads += measured_fit(run, f"train/{arm.name}")
 
@@ -76,7 +76,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 for name in TERMS[arm.term].in_list_stds:
                     given = objective.of_term(arm.term)[name]
                     weight = given if isinstance(given, int | float) else known.distill
-                    in_scores = in_scores.with_option(arm.term, name, weight / known.spread)
+                    in_scores = in_scores.with_option(arm.term, name, weight / known.within_list_std)
             lambda_ = arm.weight_of(run.config.objective) if pressure is None else 1.0  # pressure is measured at 1
             task = PostTraining(
                 policy,

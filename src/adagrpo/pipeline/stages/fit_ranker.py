@@ -17,7 +17,7 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
-from adagrpo.pipeline.directory import MEASURED, RunDirectory, place_of
+from adagrpo.pipeline.directory import MEASURED, RunDirectory, path_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -209,7 +209,7 @@ def lambdarank(
         if run.measured is None:
             held_out = validation(data, sampler)
         else:
-            chosen["trees"] = read_json(place_of(run, measured))["trees"]
+            chosen["trees"] = read_json(path_of(run, measured))["trees"]
         if not len(groups.items) or (held_out is not None and not len(held_out.items)):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
         fitted = fit_lambdarank(

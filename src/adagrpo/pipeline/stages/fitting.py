@@ -16,7 +16,7 @@ from torch import nn
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.objective import GroupSummary
-from adagrpo.pipeline.directory import BEGUN, MEASURED, RunDirectory, hashes_of, log_event, place_of
+from adagrpo.pipeline.directory import BEGUN, MEASURED, RunDirectory, hashes_of, log_event, path_of
 from adagrpo.pipeline.factories import Models, load_begun
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import read_json, write_json
@@ -67,7 +67,7 @@ def fit_model(
     """Fit a model; if it diverges, write `diverged.json` and raise `Diverged` with the user ids of the last batch."""
     run, until = data.run, task.steps
     if run.measured is not None:  # as many epochs as validation found best, of the same learning rates
-        best = read_json(place_of(run, measured_fit(run, stage)[0]))["step"]
+        best = read_json(path_of(run, measured_fit(run, stage)[0]))["step"]
         before = replace(task.schedule, training=RunData(run.measured).training).steps_per_epoch
         until = min(until, round(best * task.schedule.steps_per_epoch / before))
     if run.begun is not None:

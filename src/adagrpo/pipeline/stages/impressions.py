@@ -193,16 +193,16 @@ def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
 @torch.no_grad()
 def _scores(bench: RunData, reward: Reward, impressions: Exposed) -> NDArray[np.float64]:
     owners, row, counts = np.unique(impressions.users, return_inverse=True, return_counts=True)
-    place = np.arange(len(impressions.users)) - (np.cumsum(counts) - counts)[row]
+    column = np.arange(len(impressions.users)) - (np.cumsum(counts) - counts)[row]
     scores = np.empty(len(impressions.users))
     size = bench.config.evaluation.batch_size
     for first in range(0, len(owners), size):
         mine = np.flatnonzero((row >= first) & (row < first + size))
         users = owners[first : first + size]
         items = np.full((len(users), int(counts[first : first + size].max())), -1, dtype=np.int64)
-        items[row[mine] - first, place[mine]] = impressions.items[mine]
+        items[row[mine] - first, column[mine]] = impressions.items[mine]
         seen = pad(bench.training, users, bench.config.max_history)
         histories = Histories(seen.items, seen.lengths, torch.from_numpy(users)).to(bench.device)
         scored = reward.score(histories, torch.from_numpy(items).to(bench.device)).double().cpu().numpy()
-        scores[mine] = scored[row[mine] - first, place[mine]]
+        scores[mine] = scored[row[mine] - first, column[mine]]
     return scores

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from adagrpo.evaluation.predictions import Predictions, ranks_in, reordered, summarise
 from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.metrics import measured, ndcg
-from adagrpo.pipeline.directory import RunDirectory, model_of, place_of, weights_of
+from adagrpo.pipeline.directory import RunDirectory, model_of, path_of, weights_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, RewardWeights, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
@@ -53,13 +53,13 @@ def reranking(run: RunDirectory) -> Declaration:
         members = {}
         if options.in_list_stds:
             rewards = [models.score_lists(member, cases, beams.items) for member in models.members()]
-            spreads = [within_list_std(beams.items, values) for values in rewards]
-            summed = np.tensordot([1 / spread for spread in spreads], np.stack(rewards).astype(np.float64), 1)
-            beams, members = beams._replace(rewards=summed.astype(np.float32)), {"members": spreads}
+            stds = [within_list_std(beams.items, values) for values in rewards]
+            summed = np.tensordot([1 / one for one in stds], np.stack(rewards).astype(np.float64), 1)
+            beams, members = beams._replace(rewards=summed.astype(np.float32)), {"members": stds}
         assert beams.rewards is not None, "predicted with a reward"
-        spread = within_list_std(beams.items, beams.rewards)
-        values = _ndcg(data, cases, _by_weight(beams, cases, spread))
-        found = RewardWeights(spread, best_weight(values), least_of_the_best(values))
+        std = within_list_std(beams.items, beams.rewards)
+        values = _ndcg(data, cases, _by_weight(beams, cases, std))
+        found = RewardWeights(std, best_weight(values), least_of_the_best(values))
         content = found._asdict() | members | _noted(run, STAGE, found.rerank)
         write_json(work / FILE, content | {"ndcg@10": _means(values), "cases": len(cases)})
 
@@ -90,7 +90,7 @@ def re_rankings(name: str) -> dict[str, Declare]:
 def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaration:
     data, weights = RunData(run), run.path(*weights_of(arm, checkpoint))
     label = f"evaluate/{RERANK}" if arm == START else f"evaluate/{arm}+{RERANK}/{checkpoint}"
-    models, file = Models(data), place_of(run, REWARD_WEIGHTS)
+    models, file = Models(data), path_of(run, REWARD_WEIGHTS)
     reads = [*data.training_files, "prepare:test.parquet", *data.catalog_files, model_of(arm, checkpoint)]
     reads += [REWARD_WEIGHTS, *models.reward_files, *data.shown_files, *data.truth_files]
 
@@ -103,11 +103,11 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
             split_cases[split], report = data.measured_cases(split), progress(run, f"{label} {split}")
             beams[split] = models.predict(policy, split_cases[split], reward, report, eligible=data.eligible)
         known, cases, test = read_reward_weights(file), split_cases["validation"], split_cases["test"]
-        ranks = _by_weight(beams["validation"], cases, known.spread)
+        ranks = _by_weight(beams["validation"], cases, known.within_list_std)
         values = _ndcg(data, cases, ranks)
         chosen = known.rerank if arm == START else best_weight(values)
-        content: dict[str, Any] = {"weight": chosen, "spread": known.spread} | _noted(run, label, chosen)
-        lists = {split: reordered(found, chosen, known.spread) for split, found in beams.items()}
+        content: dict[str, Any] = {"weight": chosen, "spread": known.within_list_std} | _noted(run, label, chosen)
+        lists = {split: reordered(found, chosen, known.within_list_std) for split, found in beams.items()}
         content |= {
             "tried": _means(values),
             "validation": summarise(lists["validation"], cases, tail=data.tail),
@@ -132,8 +132,8 @@ def _rerank(run: RunDirectory, arm: str, checkpoint: str = "best") -> Declaratio
     return declared
 
 
-def _by_weight(beams: Predictions, cases: Cases, spread: float) -> dict[float, NDArray[np.int64]]:
-    return {weight: ranks_in(reordered(beams, weight, spread).items, cases) for weight in WEIGHTS}
+def _by_weight(beams: Predictions, cases: Cases, std: float) -> dict[float, NDArray[np.int64]]:
+    return {weight: ranks_in(reordered(beams, weight, std).items, cases) for weight in WEIGHTS}
 
 
 def _ndcg(data: RunData, cases: Cases, ranks: dict[float, NDArray[np.int64]]) -> dict[float, NDArray[np.float64]]:
