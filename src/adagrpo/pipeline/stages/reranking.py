@@ -25,7 +25,7 @@ from adagrpo.evaluation.predictions import Predictions, ranks_in, reordered, sum
 from adagrpo.lists.names import RERANK, START, parse_list
 from adagrpo.metrics import measured, ndcg
 from adagrpo.pipeline.directory import RunDirectory, model_of, path_of, weights_of
-from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, RewardWeights, read_reward_weights
+from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.stage import Declaration, Declare
@@ -59,8 +59,9 @@ def reranking(run: RunDirectory) -> Declaration:
         assert beams.rewards is not None, "predicted with a reward"
         std = within_list_std(beams.items, beams.rewards)
         values = _ndcg(data, cases, _by_weight(beams, cases, std))
-        found = RewardWeights(std, best_weight(values), least_of_the_best(values))
-        content = found._asdict() | members | _noted(run, STAGE, found.rerank)
+        rerank = best_weight(values)
+        content: dict[str, Any] = {"spread": std, "rerank": rerank, "distill": least_of_the_best(values)}
+        content |= members | _noted(run, STAGE, rerank)
         write_json(work / FILE, content | {"ndcg@10": _means(values), "cases": len(cases)})
 
     return Declaration(
