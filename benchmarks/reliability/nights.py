@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -81,11 +82,14 @@ def nights(work: Path, count: int = 7, times: int = 3, seed: int = 0) -> Finding
             )
             while tries < times:
                 pid = processes.start(command)
-                time.sleep(float(draw.uniform(0.05, 0.8)) * seconds)
+                time.sleep(float(draw.uniform(0.05, 0.8)) * seconds / (1 + tries))  # it goes on where it was
                 with suppress(ProcessLookupError):  # it has ended
                     os.kill(pid, signal.SIGKILL)
-                if processes.wait()[0] != -signal.SIGKILL:
-                    break  # it had ended
+                status, _ = processes.wait()
+                served = run / "refresh" / "served.json"
+                last = json.loads(served.read_text(encoding="utf-8"))["last"] if served.is_file() else 0
+                if status != -signal.SIGKILL or last == night:
+                    break  # it had ended, or had nothing left to do but to say so
                 tries += 1
                 kept += lists(processes, run, users).equals(before)
             killed += tries
