@@ -413,6 +413,7 @@ def test_dry_run_of_prepare_and_demo(adagrpo: Command, tmp_path: Path, data: Pat
         assert reply.status == 0 and "prepare" in reply.out and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_trains_the_arms_that_a_setting_names(adagrpo: Command, tmp_path: Path) -> None:
     for given in ([], ["--set", "train.arms=[nll]"], ["--set", "train={arms: [nll]}"]):
         reply = adagrpo("demo", "--small", "--out", tmp_path / "out", "--dry-run", *given)

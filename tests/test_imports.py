@@ -45,6 +45,7 @@ import {module}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "extra"),
     [("adagrpo.pipeline.serve", "serve"), ("adagrpo.pipeline.recommend", None), ("adagrpo.pipeline.run", None)],

@@ -230,6 +230,7 @@ def test_experiments_that_are_looked_at_daily_are_not_wrong_more_often() -> None
     assert errors.at_any_look_anytime <= 3  # of 40; more than 3 at a rate of 5 % would be seen once in 7 times
 
 
+@pytest.mark.slow
 def test_a_planted_lift_is_found_and_covered_and_a_planted_loss_refused() -> None:
     users, found, covered = planted(20)
     assert 5000 < users < 7000 and found >= 11 and covered >= 16  # each below what 1 in 100 draws would give

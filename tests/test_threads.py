@@ -31,6 +31,7 @@ def test_threads_sleep_early_where_nothing_is_set(setting: dict[str, str], expec
     assert child(COMMAND_LINE, setting).stdout.strip() == str(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torch comes with GNU OpenMP on Linux alone")
 @pytest.mark.parametrize(
     ("setting", "rounds"),

@@ -188,6 +188,7 @@ def test_clicks_fall_with_the_slot() -> None:
     assert rate[0] > 1.3 * rate[1] > 1.3 * rate[3] > 1.3 * rate[9] > 0
 
 
+@pytest.mark.slow
 def test_clicks_follow_examination_times_utility_until_the_first(small: Simulation) -> None:
     simulation = simulate(replace(SMALL, users=3000, items=600))
     # Given that a visit ends in a purchase, P(slot s) = e_s u_s prod_{r<s} (1 - e_r u_r) / P(any).

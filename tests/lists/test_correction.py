@@ -50,6 +50,7 @@ def fit(made: Choices) -> Fit:
     return fit_weights(made, NAMES, NAMES, seed=0)
 
 
+@pytest.mark.slow
 def test_choices_by_a_product_need_the_network_and_new_cases_are_ranked_by_it() -> None:
     found, new = fit(choices(3000, "product")), choices(500, "product", seed=1)
     assert found.epochs > 0
@@ -64,6 +65,7 @@ def test_choices_by_a_product_need_the_network_and_new_cases_are_ranked_by_it() 
     assert ndcg(found.ranks, 10).mean() > 0.68
 
 
+@pytest.mark.slow
 def test_threads_change_no_bit() -> None:
     made, threads = choices(600, "product"), torch.get_num_threads()
     found = []
@@ -86,6 +88,7 @@ def test_few_choices_leave_the_weights_alone(count: int) -> None:
     assert (found.epochs, found.weights.correction) == (0, None)
 
 
+@pytest.mark.slow
 def test_no_case_is_ranked_by_a_network_that_its_user_had_a_part_in(monkeypatch: pytest.MonkeyPatch) -> None:
     made = choices(600, "product")
     users = np.repeat(np.arange(200), 3)

@@ -223,6 +223,7 @@ def test_a_registered_gate_has_a_section_of_its_own() -> None:
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_a_gate_s_section_takes_no_key_of_the_objective() -> None:
     script = REGISTERED.partition("register(Gate")[0] + "register(Gate('negatives', sure_gate))\nimport adagrpo.config"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -49,6 +49,7 @@ def test_a_run_from_logs_to_report(world, data: Path, tmp_path: Path):
     assert any("grpo" in step for step in steps)
 
 
+@pytest.mark.slow
 def test_adapters_train_on_a_folder_and_are_taken_up(world, data: Path, tmp_path: Path):
     first = world.run(tmp_path / "run", data, **changes())
     for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):

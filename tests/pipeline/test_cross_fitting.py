@@ -141,6 +141,7 @@ def test_too_many_folds_for_the_users_are_refused(world: Any, tmp_path: Path) ->
         run.ranker()
 
 
+@pytest.mark.slow
 def test_sft_depends_on_the_split_and_not_on_its_nll(world: Any, copied: Path, data: Path) -> None:
     def again(**train: Any) -> set[str]:
         (copied / "events.jsonl").unlink()

@@ -124,6 +124,7 @@ def test_training_is_worth_what_its_fused_list_gains_over_the_fused_list(decided
     assert f"{best}+fuse has {gained:+.4f} [" in content["training"]
 
 
+@pytest.mark.slow
 def test_a_trained_policy_that_is_the_starting_one_shares_its_fits(
     world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +316,7 @@ def test_a_decision_that_is_stale_is_not_served(decided: tuple[Run, dict[str, An
         changed.recommend([[3]], k=5)
 
 
+@pytest.mark.slow
 def test_a_test_item_has_no_part_in_the_weights(
     decided: tuple[Run, dict[str, Any]], world: Any, tmp_path: Path
 ) -> None:
@@ -465,6 +467,7 @@ def test_re_ranked_by_name_takes_the_weight_that_validation_chose(decided: tuple
     assert run.recommend([[3]], arm="rerank").about["reward_weight"] == known["rerank"]
 
 
+@pytest.mark.slow
 def test_fused_lists_are_arms_of_a_comparison(world: Any, data: Path, tmp_path: Path) -> None:
     config = Config.model_validate(world.recipe(reward=REWARDS, compare={"metric": "ndcg@10", "margins": {}}))
     arms = ["nll", "rerank", "fuse", "nll+fuse", "nll+rerank"]
@@ -496,6 +499,7 @@ def test_lists_are_arms_of_an_experiment(decided: tuple[Run, dict[str, Any]], tm
         assert served[name].versions["arm"] == f"{arm['serves']}/best"
 
 
+@pytest.mark.slow
 def test_the_version_of_a_list_changes_with_anything_that_it_is_made_of(
     decided: tuple[Run, dict[str, Any]], world: Any, data: Path, tmp_path: Path
 ) -> None:
@@ -519,6 +523,7 @@ def test_the_version_of_a_list_changes_with_anything_that_it_is_made_of(
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_a_re_ranked_list_is_not_served_with_the_weight_of_another_reward(
     world: Any, data: Path, tmp_path: Path
 ) -> None:
@@ -544,6 +549,7 @@ def test_a_run_about_another_catalogue_decides_nothing(decided: tuple[Run, dict[
         other.decide()
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_a_sum_unknown_to_the_recipe_is_one_feature(world: Any, data: Path, tmp_path: Path) -> None:
     (tmp_path / "sums.py").write_text(SUM, encoding="utf-8")
     reward = {"kind": "factory", "function": "sums:made", "members": [FEATURE, {"kind": "noise"}]}
@@ -622,6 +628,7 @@ def test_a_reward_that_the_run_does_not_have_is_refused(decided: tuple[Run, dict
             decided[0].recommend([[3]], arm=name)
 
 
+@pytest.mark.slow
 def test_a_reward_alone_that_takes_too_long_is_not_measured_and_the_decision_says_so(
     decided: tuple[Run, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,6 +642,7 @@ def test_a_reward_alone_that_takes_too_long_is_not_measured_and_the_decision_say
         run.decide(train=True, control="reward-2")
 
 
+@pytest.mark.slow
 def test_a_delisted_item_is_in_no_list(decided: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     shutil.copytree(decided[0].directory, tmp_path / "run")
     run = Run.open(tmp_path / "run")
@@ -646,6 +654,7 @@ def test_a_delisted_item_is_in_no_list(decided: tuple[Run, dict[str, Any]], tmp_
     assert run.recommend([[3, 13]], arm="fuse", include={"item_id": [last, first]}).items[0] == [first, last]
 
 
+@pytest.mark.slow
 def test_a_version_of_the_catalogue_that_the_decision_leaves_behind_is_named(
     decided: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_the_nll_of_a_logged_item_is_that_of_its_beam(done: Done, data: Path, wo
     np.testing.assert_allclose(observed.nll[rows], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_was_decided_is_named_and_compared(copied: Path, data: Path, world: Any) -> None:
     """One answer: before `decide` its command, afterwards its list, on the page and in what is returned."""
     run = world.run(copied, data, reward={"kind": "noise"})

@@ -158,6 +158,7 @@ def test_what_was_delisted_is_never_generated_and_still_read(run: Run, tmp_path:
     assert ids.prefix_function(0, exclude=[[3, 53]])(0, [])  # what is gone may be excluded too
 
 
+@pytest.mark.slow
 def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
     """90 histories of all lengths in batches of several sizes: every order, and every score to 1e-5."""
     export(run, tmp_path / "out", "adagrpo", "final")
@@ -252,6 +253,7 @@ def test_a_prefix_of_excluded_items_alone_is_not_entered(run: Run, tmp_path: Pat
             ids.prefix_function(2, exclude=one)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged(run: Run, world: Any, data: Path, tmp_path: Path):
     export(run, tmp_path / "base", "sft")
     second = trained(world, tmp_path / "second", data, config=None, checkpoint=str(tmp_path / "base"), lora_rank=2)
@@ -401,6 +403,7 @@ def test_all_files_may_be_read_by_whom_other_new_files_may(run: Run, tmp_path: P
     assert {path.stat().st_mode for path in (*(tmp_path / "out").rglob("*.*"), weights)} == {mode}
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_goes_with_the_next_one(run: Run, tmp_path: Path):
     code = f"""
 import os, signal

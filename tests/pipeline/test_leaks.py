@@ -65,6 +65,7 @@ def test_no_list_that_asks_it_is_chosen(world: Any, data: Path, tmp_path: Path) 
     assert "the reward" not in chosen["needs"] and "the reward" in best["needs"]
 
 
+@pytest.mark.slow
 def test_no_list_of_a_policy_that_it_trained_is_chosen(
     world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

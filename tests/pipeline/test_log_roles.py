@@ -148,6 +148,7 @@ def test_no_impression_at_or_after_a_held_out_order_reaches_a_ranker(
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_list_is_decided_and_served_from_orders_and_impressions(shop: Shop, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = [*SETTINGS, "--set", "tokenizer.quantizer=kmeans", "--set", "tokenizer.collisions=level"]
@@ -207,6 +208,7 @@ def test_items_shown_at_random_have_a_role_of_their_own(shop: Shop, tmp_path: Pa
     assert both.status == 2 and "nothing may learn from what judges lists" in both.err
 
 
+@pytest.mark.slow
 def test_items_shown_at_random_choose_the_power_of_exposure(shop: Shop, tmp_path: Path) -> None:
     """The fused list of each power orders their clicks as the file says, and the best one's cases weigh so."""
     sold = pl.read_csv(shop.orders)

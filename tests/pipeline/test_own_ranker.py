@@ -100,6 +100,7 @@ def served_over_http(run: Run, histories: list[list[Any]], users: list[str]) -> 
         return [one["items"] for one in reply.json()["responses"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "function"])
 def test_lists_for_users_are_served_as_they_were_measured(world: Any, shop: Path, tmp_path: Path, kind: str) -> None:
     if kind == "model":

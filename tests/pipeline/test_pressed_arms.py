@@ -50,6 +50,7 @@ def test_an_arm_is_trained_at_the_lambda_of_its_pressure(copied: Path, data: Pat
     assert {row["pressure"] for row in rows if row["arm"] == "mixture-pressure0.5"} == {entry["pressure"]}
 
 
+@pytest.mark.slow
 def test_arms_of_one_run_repeat_nothing_and_are_what_they_are_alone(
     copied: Path, data: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

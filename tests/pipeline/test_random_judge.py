@@ -128,6 +128,7 @@ def test_a_list_that_orders_later_impressions_better_is_named_and_not_chosen(
     assert "AUC of shown" in decision_table(content).header and said in decision_text(content)
 
 
+@pytest.mark.slow
 def test_where_what_is_shown_does_not_depend_on_the_user_its_clicks_choose(
     decided: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_few_users_refuse_no_list() -> None:
         assert judged.worse(["fuse", "rerank"]) == refused
 
 
+@pytest.mark.slow
 def test_a_list_is_outdone_by_one_with_a_better_order_and_no_fewer_clicks() -> None:
     draw = np.random.default_rng(0)
     noise = draw.normal(0, 0.1, 400)

@@ -328,6 +328,7 @@ def test_somebody_elses_folder_is_refused(finished: Path, tmp_path: Path):
             recommend_users(Run.open(finished), write(tmp_path, "csv"), out)
 
 
+@pytest.mark.slow
 def test_the_command(finished: Path, tmp_path: Path):
     command = [sys.executable, "-m", "adagrpo", "recommend", "--run", str(finished), "--out", str(tmp_path / "out")]
     command += ["--users", str(write(tmp_path, "csv")), "--k", "3", "--exclude-history", "--json"]

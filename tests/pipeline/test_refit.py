@@ -162,6 +162,7 @@ def test_a_refit_that_was_killed_half_way_is_not_served_and_goes_on(
     assert Run.open(copied).recommend([[3, 13]]).scores == whole and status(copied)["refit"]["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_refit_of_what_has_changed_since_is_said_and_not_served(
     decided: tuple[Run, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_run_moved_without_its_logs_serves_its_refit(decided: tuple[Run, dict[
         hidden.rename(logs)
 
 
+@pytest.mark.slow
 def test_without_the_key_nothing_is_refit(world: Any, data: Path, tmp_path: Path) -> None:
     run = world.run(tmp_path / "run", data, decide={"refit": False})
     assert "refit" not in run.decide() and not is_marked(run.directory / "refit")

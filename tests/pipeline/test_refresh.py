@@ -107,6 +107,7 @@ def shown_of(rows: Sequence[Row]) -> pl.DataFrame:
     return pl.DataFrame(shown, schema=["user_id", "item_id", "timestamp", "clicked"], orient="row")
 
 
+@pytest.mark.slow
 def test_what_was_shown_is_taken_along_night_after_night(world: Any, tmp_path: Path) -> None:
     write(tmp_path / "log.csv", days(0, KNOWN))
     shown_of(days(0, KNOWN)).write_csv(tmp_path / "shown.csv")
@@ -194,6 +195,7 @@ def test_logged_histories_are_those_of_the_refresh(refreshed: tuple[Run, dict[st
     assert by_file == run.recommend([history], users=["u00"]).items[0]
 
 
+@pytest.mark.slow
 def test_a_longer_log_is_the_same_refresh(run: Run, tmp_path: Path) -> None:
     other = Run.open(shutil.copytree(run.directory, tmp_path / "other"))
     new = run.refresh([write(tmp_path / "new.csv", days(7, 12))])
@@ -252,6 +254,7 @@ def test_few_cases_change_nothing(run: Run, tmp_path: Path) -> None:
     assert not about["takes_over"] and refreshes(run) == (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["prepare", "tokenize", "sft", "ranker", "item_knn", "write_json", "serve_refresh"])
 def test_killed_at_any_step_the_old_list_answers_and_the_same_command_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -339,6 +342,7 @@ def test_places_of_items_that_wait_go_to_the_next() -> None:
     assert refresh_module._without(lists, kept).tolist() == [[0, 1, -1, -1], [0, 1, -1, -1]]
 
 
+@pytest.mark.slow
 def test_a_list_without_a_policy_is_refreshed_too(world: Any, tmp_path: Path) -> None:
     write(tmp_path / "log.csv", days(0, KNOWN))
     run: Run = world.run(tmp_path / "run", tmp_path, decide={"margin": 0.99})

@@ -174,6 +174,7 @@ def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, dat
     assert look["spread"] == pytest.approx(10 * look["members"][0], rel=1e-5) and look["spread"] > 1
 
 
+@pytest.mark.slow
 def test_a_sum_without_weights_has_every_member_in_units_of_its_spread_within_a_list(
     copied: Path, world: Any, data: Path
 ) -> None:

@@ -62,6 +62,7 @@ def lists_in(folder: Path) -> dict[str, list[str]]:
     return dict(table.group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
 
 
+@pytest.mark.slow
 def test_what_is_served_under_rules_is_what_was_measured(shop: tuple[Path, Run, dict[str, Any]]) -> None:
     _, run, content = shop
     measured, users = lists_in(run.path("rules", content["chosen"])), histories(run)
@@ -76,6 +77,7 @@ def test_what_is_served_under_rules_is_what_was_measured(shop: tuple[Path, Run, 
     assert without.items[0] != measured[users[0][0]][:10]
 
 
+@pytest.mark.slow
 def test_the_service_answers_with_the_measured_lists(shop: tuple[Path, Run, dict[str, Any]]) -> None:
     _, run, content = shop
     measured, users = lists_in(run.path("rules", content["chosen"])), histories(run)
@@ -119,6 +121,7 @@ def test_a_thousand_users_get_the_measured_lists(shop: tuple[Path, Run, dict[str
     assert len(users) > 1000 and answers == [measured[user] for user in users]
 
 
+@pytest.mark.slow
 def test_every_list_keeps_the_rules_and_some_would_not_without(shop: tuple[Path, Run, dict[str, Any]]) -> None:
     _, run, content = shop
     table = {row["product_id"]: row for row in products(ITEMS).iter_rows(named=True)}
@@ -148,6 +151,7 @@ def test_every_list_keeps_the_rules_and_some_would_not_without(shop: tuple[Path,
     assert min(broken.values()) > 0, broken
 
 
+@pytest.mark.slow
 def test_the_cost_is_the_difference_of_two_evaluations(shop: tuple[Path, Run, dict[str, Any]]) -> None:
     _, run, content = shop
     data = RunData(run)
@@ -175,6 +179,7 @@ def test_the_cost_is_the_difference_of_two_evaluations(shop: tuple[Path, Run, di
     assert said in decision_text(content)
 
 
+@pytest.mark.slow
 def test_recommend_takes_a_file_of_other_rules(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
     folder = shop[0]
     pl.DataFrame({"user_id": [f"u{user}" for user in range(20)]}).write_csv(tmp_path / "users.csv")
@@ -197,6 +202,7 @@ def test_recommend_takes_a_file_of_other_rules(shop: tuple[Path, Run, dict[str, 
     assert refused.status == 2 and "holds lists of another" in refused.err
 
 
+@pytest.mark.slow
 def test_reasons_are_those_of_the_list(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
     """Each item's features add up to its score, and it stands elsewhere without the rules that are said to move it."""
     folder, run, _ = shop
@@ -264,12 +270,14 @@ def test_what_was_shown_of_late_is_in_no_list_measured_or_served(tmp_path: Path)
         assert found.items[0] == measured[user][:10]
 
 
+@pytest.mark.slow
 def test_drawn_lists_are_refused(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
     folder, _, _ = shop
     done = command("serve", "--run", folder / "run", "--explore", 1, "--exposures", tmp_path / "exposures")
     assert done.status == 2 and "--explore: a drawn list has known probabilities only" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -298,6 +306,7 @@ def test_a_wrong_file_is_refused_before_anything_is_made(
     assert done.status == 2 and said in last and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -330,6 +339,7 @@ def test_rules_that_do_not_fit_the_run_are_refused(
     assert Run.open(shop[0] / "run").config.rules == shop[1].config.rules
 
 
+@pytest.mark.slow
 def test_cases_without_a_time_are_at_the_end_of_training(shop: tuple[Path, Run, dict[str, Any]], copied: Path) -> None:
     last = pl.read_parquet(shop[1].path("prepare", "training_logs.parquet"))["timestamp"].max()
     assert end_of_training(RunData(shop[1])) == last / DAY  # type: ignore[operator]
@@ -337,6 +347,7 @@ def test_cases_without_a_time_are_at_the_end_of_training(shop: tuple[Path, Run, 
         Run.open(copied, ['rules={"had_within_days": 3}']).decide()
 
 
+@pytest.mark.slow
 def test_rules_hold_in_a_later_version_of_the_catalogue(shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path) -> None:
     run = Run.open(shutil.copytree(shop[0] / "run", tmp_path / "run"))
     new = products(ITEMS)[:2].with_columns(product_id=pl.Series(["p60", "p61"]), category=pl.lit("new"))
@@ -354,6 +365,7 @@ def test_rules_hold_in_a_later_version_of_the_catalogue(shop: tuple[Path, Run, d
         served.recommend([["p1"]], catalog=0)
 
 
+@pytest.mark.slow
 def test_a_service_that_loads_again_takes_the_rules_of_the_run(
     shop: tuple[Path, Run, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -448,6 +448,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server
         yield result, folder / "said.txt"
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_continued_to_the_same_bytes(
     finished: Path,
     data: Path,
@@ -511,6 +512,7 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
     assert contents(directory) == contents(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["adagrpo.cli", "adagrpo.pipeline", "torch"])
 def test_an_interruption_while_modules_are_imported_is_one_line(module: str) -> None:
     program = "import sys; sys.argv = ['adagrpo', 'doctor'];"

@@ -271,6 +271,7 @@ def test_true_utility_is_that_of_the_moment_of_the_target(
     assert data.utility_at(cases) is None
 
 
+@pytest.mark.slow
 def test_a_marketplace_is_simulated_and_its_truth_is_read_by_evaluation_alone(world: Any, tmp_path: Path) -> None:
     run = world.run(
         tmp_path / "run",

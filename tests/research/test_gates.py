@@ -104,6 +104,7 @@ for text in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_not_registered_is_answered_with_those_that_are() -> None:
     given = [
         "train.arms=[adagrpo-rollout_miss]",

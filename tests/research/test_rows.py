@@ -17,6 +17,7 @@ from research.rows import add_row, keep_rows, loaded_code, merge_rows, portable,
 STUDIES = Path(__file__).parents[2] / "research"
 
 
+@pytest.mark.slow
 def test_a_row_gets_the_code_that_is_loaded_and_a_command_without_folders(tmp_path: Path) -> None:
     results = tmp_path / "a.jsonl"
     add_row(results, {"x": 1, "command": "python -m study --data /data/toys --out /tmp/a"})

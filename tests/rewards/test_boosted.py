@@ -238,6 +238,7 @@ def test_sets_of_categories_are_within_their_bounds(tmp_path: Path) -> None:
             load(tree.replace(old, new))
 
 
+@pytest.mark.slow
 def test_mutants_score_finite_numbers_or_are_refused(tmp_path: Path) -> None:
     """In a child process: one that it would end with, or never end, is missing from the counts."""
     path = tmp_path / "model.txt"

@@ -87,6 +87,7 @@ def test_scores_that_are_not_finite_are_a_failure(reward: Reward) -> None:
     assert guard.score(HISTORIES, ITEMS).sum() == 0 and guard.failed
 
 
+@pytest.mark.slow
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     program = """
 import time, torch
