@@ -201,7 +201,7 @@ def test_a_longer_log_is_the_same_refresh(run: Run, tmp_path: Path) -> None:
     new = run.refresh([write(tmp_path / "new.csv", days(7, 12))])
     whole = other.refresh([write(tmp_path / "whole.csv", rows_of())])
     assert whole["understood"] == "a longer log" and whole["rows"] == {"new": 300, "late": 0, "repeated": 420}
-    differ = {"understood", "rows", "seconds"}
+    differ = {"understood", "rows", "logs", "seconds"}
     assert {key: value for key, value in whole.items() if key not in differ} == {
         key: value for key, value in new.items() if key not in differ
     }
@@ -285,6 +285,7 @@ def test_killed_at_any_step_the_old_list_answers_and_the_same_command_goes_on(
     events = (refresh_of(run, 1).directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
     ended = [row["stage"] for row in map(json.loads, events) if row["event"] == "end"]
     assert len(ended) == len(set(ended))  # nothing is fitted twice
+    assert again.refresh([new]) == about and refreshes(run) == (1, 1)  # nor by the same command once more
 
 
 def test_another_decision_or_catalogue_takes_the_place_of_a_refresh(

@@ -55,6 +55,7 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.language import language_vectors
 from adagrpo.semantic_ids.placement import seen_together
 from adagrpo.statistics import all_pairs
+from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.writing import remove
 from adagrpo.types import Ragged
 
@@ -99,6 +100,11 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         served = 0 if old.run.begun is None else served
         of, number = decided_by(run, str(old.name)), last + 1
         goes_on = last > 0 and about_refresh(run, last)["of"] == of  # else its rows are of other logs
+        files = sorted(cached_hash(path) for path in logs)
+        done = about_refresh(run, last) if goes_on else {}
+        if done.get("logs") == files and served == (last if done["takes_over"] else done["before"]):
+            run.console.note(f"{REFRESH}: refresh {last} is of these files; nothing is made again")
+            return done  # killed, or not waited for, when it had nothing left to do but to say so
         known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
         found = _with_new_rows(run, logs, known)
         run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
@@ -122,7 +128,8 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         _fit(trial, str(old.name))
         compared = _compare(run, old, trial, waiting)
         about = {"number": number, "before": served, "of": of, "catalog": open_version(run).name, **found.about}
-        about |= {"list": str(old.name), "cases_from": _said(start, found.unit), **compared, "waiting": waiting}
+        about |= {"logs": files, "list": str(old.name), "cases_from": _said(start, found.unit)}
+        about |= {**compared, "waiting": waiting}
         if compared["takes_over"]:
             base = CatalogVersion(trial, 0)
             make(whole, "tokenize", _placed(run, whole, base, waiting, compared["least"], old.version))
