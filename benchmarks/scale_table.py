@@ -225,12 +225,14 @@ def _run(command: Sequence[str], memory_gb: float | None, inside: Path | None = 
     process = _start(command, memory_gb)
     looks: list[tuple[datetime, float]] = []
     watching = Thread(target=_watch, args=(process, looks), daemon=True)
-    watching.start()
+    if inside is not None:
+        watching.start()
     assert process.stderr is not None
     errors = process.stderr.read()
+    if inside is None:
+        return _ended(process, started, errors)
     watching.join()
-    cost = _ended(process, started, errors)
-    return cost if inside is None else cost._replace(parts=_parts(inside / "events.jsonl", begun, looks))
+    return _ended(process, started, errors)._replace(parts=_parts(inside / "events.jsonl", begun, looks))
 
 
 def _watch(process: subprocess.Popen[str], looks: list[tuple[datetime, float]]) -> None:

@@ -75,11 +75,8 @@ def nights(work: Path, count: int = 7, times: int = 3, seed: int = 0) -> Finding
             day = BEGIN + DAY * (KNOWN + night - 1)
             new = write(work / f"night-{night}.csv", [row for row in every if day <= row[2] < day + DAY])
             seconds = succeed(processes, ["refresh", "--run", str(work / "twin"), str(new), "--quiet"])
-            command, before, tries = (
-                ["refresh", "--run", str(run), str(new), "--quiet"],
-                lists(processes, run, users),
-                0,
-            )
+            command, before = ["refresh", "--run", str(run), str(new), "--quiet"], lists(processes, run, users)
+            tries = 0
             while tries < times:
                 pid = processes.start(command)
                 time.sleep(float(draw.uniform(0.05, 0.8)) * seconds / (1 + tries))  # it goes on where it was

@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 
-def largest_of_rows(row: NDArray[np.int64], weights: NDArray[np.floating], limit: int) -> NDArray[np.bool_]:
-    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry; `row` ascends.
+def largest_of_rows(counts: NDArray[np.int64], weights: NDArray[np.floating], limit: int) -> NDArray[np.bool_]:
+    """Mark each row's `limit` largest positive weights, (N,); ties go to the earlier entry.
 
-    >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
+    Args:
+        counts: (R,) entries of each row.
+        weights: (N,), row by row.
+
+    >>> largest_of_rows(np.array([3, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
     array([ True,  True, False,  True])
     """
     kept = weights > 0
-    counts = np.bincount(row)
     ends = counts.cumsum()
     for long in np.flatnonzero(counts > limit).tolist():
         part = slice(ends[long] - counts[long], ends[long])
@@ -34,7 +37,7 @@ def with_largest(matrix: sparse.csr_array, limit: int) -> sparse.csr_array:
     Args:
         matrix: (N, V); columns ascend.
     """
-    kept = largest_of_rows(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.data, limit)
+    kept = largest_of_rows(np.diff(matrix.indptr), matrix.data, limit)
     ends = np.append(0, kept.cumsum())[matrix.indptr]
     return sparse.csr_array((matrix.data[kept], matrix.indices[kept], ends), shape=matrix.shape)
 

@@ -80,6 +80,25 @@ class Ragged:
             self.release()
         return total
 
+    def values_after(self, most: int) -> NDArray[np.unsignedinteger]:  # (total,)
+        """Count the values behind each one in its row, up to `most`.
+
+        >>> Ragged(np.array([2, 0, 2, 1], np.int32), np.array([0, 1, 4])).values_after(1).tolist()
+        [0, 1, 1, 0]
+        """
+        found = np.full(len(self.values), most, np.min_scalar_type(most))
+        for distance in range(most):
+            found[self.offsets[1:][self.lengths > distance] - 1 - distance] = distance
+        return found
+
+    def positions_by_value(self, size: int) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+        """Return (total,) positions of the values `0 .. size - 1`, by value, and (size + 1,) where each one's begin."""
+        positions = np.argsort(self.values, kind="stable")
+        self.release()
+        if len(positions) < 2**31:
+            positions = positions.astype(np.int32)  # half the memory
+        return positions, np.append(0, self.counts(size).cumsum())
+
     def release(self) -> None:
         """Free memory of values that can be read again from disk."""
 

@@ -79,15 +79,12 @@ def successions(training: Ragged, num_items: int, within: int = 1, *, shared: bo
 
 def successions_of(training: Ragged, num_items: int, within: int) -> Iterator[sparse.csr_array]:
     """Yield blocks (n, V) of `successions` without baskets, in the order of the earlier items."""
-    left = np.full(len(training.values), within, np.min_scalar_type(within))  # items after each in its sequence
-    for distance in range(within):
-        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
-    positions = np.argsort(training.values, kind="stable")  # in the log, by item
-    starts = np.append(0, training.counts(num_items).cumsum())
+    left = training.values_after(within)
+    positions, starts = training.positions_by_value(num_items)
     first = 0
     while first < num_items:
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + _PRODUCTS // within, side="right")) - 1)
-        here, of_item = positions[starts[first] : starts[last]], np.diff(starts[first : last + 1])
+        here, of_item = positions[starts[first] : starts[last]].astype(np.int64), np.diff(starts[first : last + 1])
         rows = np.repeat(np.arange(last - first, dtype=np.int32), of_item)
         parts = []
         for steps in range(1, within + 1):

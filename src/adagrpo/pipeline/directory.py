@@ -384,9 +384,8 @@ def remake_command(run: RunDirectory, stage: str) -> str:
         )
     row = run.stages.row(stage)
     made_by = row.command if row is not None else stage.partition("/")[0]
-    if (
-        row is not None and "decide" in row.also_by and finished_stages(run, "fuse/*")
-    ):  # `decide` repeats its measurements
+    repeats = row is not None and "decide" in row.also_by  # `decide` makes it too
+    if repeats and finished_stages(run, "fuse/*"):
         made_by = "decide"
     if stage in OUTPUTS:
         made_by = "ranker" if run.config.without_order else "evaluate"

@@ -38,9 +38,7 @@ def pair_information(
     Items are at most `window` apart; above `most` pairs neighbours are cut; `block` of them are counted at a time.
     """
     reach = min(window, int(training.lengths.max(initial=0)))
-    left = np.full(len(training.values), reach, np.min_scalar_type(reach))  # items after each in its sequence
-    for distance in range(reach):
-        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
+    left = training.values_after(reach)
     totals = np.zeros(num_items, np.int64)  # n_i
     for start in range(0, len(training.values), _POSITIONS):
         here = slice(start, start + _POSITIONS)
@@ -55,10 +53,7 @@ def pair_information(
     ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
     bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
     counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
-    positions = np.argsort(training.values, kind="stable")  # in the log, by item
-    training.release()
-    positions = positions.astype(np.int32) if len(positions) < 2**31 else positions  # half the memory
-    starts = np.append(0, training.counts(num_items).cumsum())
+    positions, starts = training.positions_by_value(num_items)
     for first, last in pairwise(bounds.tolist()):
         keys = _keys(training.values, left, positions[starts[first] : starts[last]], num_items)
         training.release()
@@ -70,7 +65,7 @@ def pair_information(
         information = np.log(times * float(total) / chance)
         kept = information > 0
         if limit is not None:
-            kept = largest_of_rows(row - first, np.where(kept, times * information, 0.0), limit)
+            kept = largest_of_rows(np.bincount(row - first), np.where(kept, times * information, 0.0), limit)
         counts.append(np.bincount(row[kept] - first, minlength=last - first))
         columns.append(column[kept].astype(np.int32))
         values.append(information[kept].astype(kind))

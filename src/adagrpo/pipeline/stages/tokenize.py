@@ -30,8 +30,8 @@ from adagrpo.storage.writing import naming
 from adagrpo.types import Ragged
 
 ENCODED = ("encode", "vectors.parquet")
-WEIGHED = ("vectors", "vectors.safetensors")
-VECTOR_FILE = ":".join(WEIGHED)  # what stages read
+ITEM_VECTORS = ("vectors", "vectors.safetensors")
+VECTOR_FILE = ":".join(ITEM_VECTORS)  # what stages read
 VECTORS = ("tokenizer.vectors", "tokenizer.language_model", "tokenizer.width", "tokenizer.window")  # determine vectors
 _COLUMNS = {"attributes": "attributes", "text": "text", "language_model": "text"}  # item columns that vectors read
 CLUSTER_BOUND = 1.1  # most items per code of `balanced_kmeans`, in multiples of V / K
@@ -95,7 +95,7 @@ def item_vectors(run: RunDirectory) -> NDArray[np.float32]:
     items = load_items(RunData(run).prepared)
     for name in run.config.tokenizer.vectors:
         _check_described(items, name)
-    return load_file(run.checked(*WEIGHED))["items"]
+    return vectors_at_hand(run)
 
 
 def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged | None = None) -> None:
@@ -114,7 +114,7 @@ def start_from_vectors(run: RunDirectory, table: nn.Embedding, training: Ragged 
 
 def vectors_at_hand(run: RunDirectory) -> NDArray[np.float32]:
     """Return (V, W) vectors of the configured kinds that items have; W is 0 if they have none."""
-    return load_file(run.checked(*WEIGHED))["items"]
+    return load_file(run.checked(*ITEM_VECTORS))["items"]
 
 
 def vectors(run: RunDirectory) -> Declaration:
@@ -123,10 +123,10 @@ def vectors(run: RunDirectory) -> Declaration:
 
     def build(work: Path) -> None:
         with naming(work):
-            save_file({"items": _vectors_of(run, data.training)}, work / WEIGHED[1])
+            save_file({"items": _vectors_of(run, data.training)}, work / ITEM_VECTORS[1])
 
     reads = [*data.training_files[:2], *encoded_files(run)]
-    return Declaration(build, reads, WEIGHED[1:], (*VECTORS, "seed"))
+    return Declaration(build, reads, ITEM_VECTORS[1:], (*VECTORS, "seed"))
 
 
 def encoded_files(run: RunDirectory) -> list[Read]:
