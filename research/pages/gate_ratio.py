@@ -12,14 +12,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from adagrpo.report.charts import GREY, INK, METHODS, SURFACE, draw
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table, format_metric, format_p
 from adagrpo.statistics import Interval, seed_interval
 from research.figures.seven_sets import SETS
-from research.paper_gate.ratio import HERE, INVALID, ROWS, log_ratios, primary_test
+from research.paper_gate.ratio import INVALID, log_ratios, primary_test, read_plan, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +50,8 @@ def read_ratio() -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     Raises:
         UserError: some are not.
     """
-    plan = yaml.safe_load((HERE / "ratio.yaml").read_text(encoding="utf-8"))
-    rows = list(read_rows(ROWS))
+    plan = read_plan("ratio")
+    rows = list(read_rows(rows_of(plan)))
     primary_test(plan, rows)
     return plan, rows
 
