@@ -162,8 +162,11 @@ def _thresholds(plan: Mapping[str, Any], name: str, rate: float, data: Path, out
     """The chosen pair of each kind of rollouts, at the starting policy of seed 0."""
     chosen = {}
     for rollouts, options in plan["rollouts"].items():
-        rows = read_rows(rows_of(plan, "-sets"))
-        found = [row for row in rows if (row["dataset"], row.get("rollouts")) == (name, rollouts)]
+        found = [
+            row
+            for row in read_rows(rows_of(plan, "-sets"))
+            if (row["dataset"], row.get("rollouts")) == (name, rollouts)
+        ]
         if not found:
             made = Trial(plan, name, rate, 0, data, out).start()
             evidence = training_evidence(made, ObjectiveConfig(**options), plan["thresholds"]["samples"])
