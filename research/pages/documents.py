@@ -27,6 +27,7 @@
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `frontier` | one `NAME.comparison.json` of `research.paper_gate.trial` | `form=short`: its pairs of arms alone |
 | `ratio`, `ratio_arms`, `beside_curve` | `ratio`, of `research.paper_gate.ratio`, once all rows are there | |
+| `when` | `when`, of the same in simulated shops | |
 | `strata` | one `NAME.jsonl` of `research.paper_gate.strata` | |
 | `field` | one `NAME.jsonl` of `research.field_arms` | |
 | `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
@@ -73,7 +74,7 @@ from research.pages.frontier import (
     strata_table,
     trials,
 )
-from research.pages.gate_ratio import beside_curve, ratio_arms, ratio_picture, ratio_table, read_ratio
+from research.pages.gate_ratio import beside_curve, ratio_arms, ratio_picture, ratio_table, read_ratio, when_table
 from research.pages.last_steps import trial_table
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -111,6 +112,7 @@ KEYS = {
     "ratio": (),
     "ratio_arms": (),
     "beside_curve": (),
+    "when": (),
     "strata": (),
     "moved": (),
     "alone": (),
@@ -336,6 +338,8 @@ def _made(marker: Marker, results: Path) -> Table:
         return tuned_table(rows)
     if marker.kind == "power":
         return power_table(results, marker.names)
+    if marker.kind == "when":
+        return when_table(read_ratio("when")[1])
     if marker.kind in ("ratio", "ratio_arms", "beside_curve"):
         plan, whole = read_ratio()
         if marker.kind == "ratio":

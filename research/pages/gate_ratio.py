@@ -16,14 +16,14 @@ import numpy as np
 from adagrpo.report.charts import GREY, INK, METHODS, SURFACE, draw
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table, format_metric, format_p
-from adagrpo.statistics import Interval, seed_interval
+from adagrpo.statistics import Interval, holm, seed_interval
 from research.figures.seven_sets import SETS
 from research.paper_gate.ratio import INVALID, log_ratios, primary_test, read_plan, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["beside_curve", "ratio_arms", "ratio_picture", "ratio_table", "read_ratio"]
+__all__ = ["beside_curve", "ratio_arms", "ratio_picture", "ratio_table", "read_ratio", "when_table"]
 
 HR, NDCG = "hr@10", "ndcg@10"
 CALLED = SETS | {"amazon-office": "Office"}
@@ -44,13 +44,13 @@ WIDTH, ROW = 880, 270  # pixels: the picture, a row of panels
 Rows = Sequence[Mapping[str, Any]]
 
 
-def read_ratio() -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
-    """The plan, and its rows once all of them are there.
+def read_ratio(name: str = "ratio") -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """A plan, and its rows once all of them are there.
 
     Raises:
         UserError: some are not.
     """
-    plan = read_plan("ratio")
+    plan = read_plan(name)
     rows = list(read_rows(rows_of(plan)))
     primary_test(plan, rows)
     return plan, rows
@@ -68,8 +68,7 @@ def ratio_table(plan: Mapping[str, Any], rows: Rows) -> Table:
         mine = [row for row in rows if row["dataset"] == name]
         for one, other in (PRIMARY, *SECONDARY):
             logs = log_ratios(mine, one, other)
-            ratio = seed_interval([*logs.values()])
-            ends = f"{np.exp(ratio.mean):.2f} ({np.exp(ratio.low):.2f} to {np.exp(ratio.high):.2f})"
+            ends = _ratio(seed_interval([*logs.values()]))
             own = [row for row in mine if row["seed"] in logs]
             shares = [_share([row for row in own if row["arm"] == arm]) for arm in (one, other)]
             p = format_p(found["p_holm"]) if (one, other) == PRIMARY else MISSING
@@ -96,6 +95,43 @@ def ratio_arms(rows: Rows) -> Table:
         lines.append((CALLED[name], rollouts, arm, f"{len(mine)}", *about, *moved, _share(mine)))
     heads = ("set", "rollouts", "arm", "seeds", "λ", "admitted", "HR@10, points", "NDCG@10, points", "invalid@10")
     return Table.of(heads, lines, 3)
+
+
+def when_table(rows: Rows) -> Table:
+    """A line a simulated shop of when.yaml: shares of invalid Semantic IDs, the ratio, and how it differs from base.
+
+    Args:
+        rows: of all shops, in each seed those of base too.
+    """
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    logs = {name: log_ratios([row for row in rows if row["dataset"] == name], *PRIMARY) for name in names}
+    moved = {
+        name: seed_interval([logs[name][seed] - logs[names[0]][seed] for seed in logs[name]]) for name in names[1:]
+    }
+    corrected = dict(zip(moved, holm([found.p_value for found in moved.values()]), strict=True))
+    lines = []
+    for name in names:
+        mine = [row for row in rows if row["dataset"] == name]
+        arms = ("nll", "none-1", *reversed(PRIMARY))
+        shares = [_share([row for row in mine if row["arm"] == arm]) for arm in arms]
+        p = format_p(corrected[name]) if name in moved else MISSING
+        ratio = _ratio(seed_interval([*logs[name].values()]))
+        lines.append((name, *shares, ratio, _ratio(moved[name]) if name in moved else MISSING, p))
+    heads = (
+        "shop",
+        "NLL",
+        "no gate",
+        "random gate",
+        "paper's gate",
+        "paper's over random",
+        "of that, over base's",
+        "p",
+    )
+    return Table.of(heads, lines, 1)
+
+
+def _ratio(logs: Interval) -> str:
+    return f"{np.exp(logs.mean):.2f} ({np.exp(logs.low):.2f} to {np.exp(logs.high):.2f})"
 
 
 def _settings(rows: Rows) -> list[tuple[str, str, str]]:

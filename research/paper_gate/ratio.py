@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from scipy import stats
 
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig, load_config
 from adagrpo.console import StderrConsole
@@ -30,6 +29,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare_arms import weight_used
 from adagrpo.pipeline.directory import locked
 from adagrpo.report.page import read_rows
+from adagrpo.statistics import holm, seed_interval
 from research.command import run
 from research.field_arms.measure import Users, difference, outcome
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence
@@ -270,17 +270,14 @@ def primary_test(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
                 have = {row["arm"] for row in mine if (row["seed"], row["rollouts"]) == (seed, rollouts)}
                 if missing := [arm for arm in plan["arms"]["primary"] if arm not in have]:
                     raise UserError(f"{name}, seed {seed}: {rollouts}-{missing[0]} is not measured yet")
-        values = np.array(list(log_ratios(mine, "paper-a", "random-a").values()))
-        test = stats.ttest_1samp(values, 0.0)
-        low, high = test.confidence_interval()
-        found.append({"dataset": name, "ratio": float(np.exp(values.mean())), "seeds": len(values)})
-        found[-1] |= {"interval": [float(np.exp(low)), float(np.exp(high))], "p": float(test.pvalue)}
+        logs = list(log_ratios(mine, "paper-a", "random-a").values())
+        test = seed_interval(logs)
+        found.append({"dataset": name, "ratio": float(np.exp(test.mean)), "seeds": len(logs)})
+        found[-1] |= {"interval": [float(np.exp(test.low)), float(np.exp(test.high))], "p": test.p_value}
     if len(found) < plan["wanted"]:
         raise UserError(f"{len(found)} of {plan['wanted']} sets have rows; read when whole")
-    running = 0.0
-    for rank, row in enumerate(sorted(found, key=lambda row: row["p"])):
-        running = max(running, min(1.0, row["p"] * (len(found) - rank)))
-        row["p_holm"] = running
+    for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+        row["p_holm"] = p
     return found
 
 
