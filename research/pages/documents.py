@@ -26,7 +26,7 @@
 | `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `frontier` | one `NAME.comparison.json` of `research.paper_gate.trial` | `form=short`: its pairs of arms alone |
-| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, of `research.paper_gate.ratio`, once all rows are there | |
+| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, of `research.paper_gate.ratio`, once all rows are there | `form=short`: the primary comparison |
 | `when` | `when`, of the same in simulated shops | |
 | `strata` | one `NAME.jsonl` of `research.paper_gate.strata` | |
 | `field` | one `NAME.jsonl` of `research.field_arms` | |
@@ -109,7 +109,7 @@ KEYS = {
     "corrected": (),
     "frontier": ("form",),
     "power": (),
-    "ratio": (),
+    "ratio": ("form",),
     "ratio_arms": (),
     "beside_curve": (),
     "when": (),
@@ -343,7 +343,7 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind in ("ratio", "ratio_arms", "beside_curve"):
         plan, whole = read_ratio()
         if marker.kind == "ratio":
-            return ratio_table(plan, whole)
+            return ratio_table(plan, whole, options.get("form") == "short")
         return ratio_arms(whole) if marker.kind == "ratio_arms" else beside_curve(whole)
     if marker.kind == "strata":
         _expect(path, rows, "research.paper_gate.strata", ("stratum", "users", "gain_hr@10"))

@@ -56,17 +56,18 @@ def read_ratio(name: str = "ratio") -> tuple[Mapping[str, Any], list[Mapping[str
     return plan, rows
 
 
-def ratio_table(plan: Mapping[str, Any], rows: Rows) -> Table:
+def ratio_table(plan: Mapping[str, Any], rows: Rows, short: bool = False) -> Table:
     """A line a set and pair of arms: their shares of invalid Semantic IDs, both rollouts, and the ratio's mean.
 
     Args:
         plan: the content of ratio.yaml.
         rows: of all sets.
+        short: the primary comparison alone.
     """
     tested, lines = {row["dataset"]: row for row in primary_test(plan, rows)}, []
     for name, found in tested.items():
         mine = [row for row in rows if row["dataset"] == name]
-        for one, other in (PRIMARY, *SECONDARY):
+        for one, other in (PRIMARY, *(() if short else SECONDARY)):
             logs = log_ratios(mine, one, other)
             ends = _ratio(seed_interval([*logs.values()]))
             own = [row for row in mine if row["seed"] in logs]
