@@ -26,7 +26,7 @@
 | `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `frontier` | one `NAME.comparison.json` of `research.paper_gate.trial` | `form=short`: its pairs of arms alone |
-| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, of `research.paper_gate.ratio`, once all rows are there | `form=short`: the primary comparison |
+| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, once all its rows are there | `form=short`: the primary comparison |
 | `when` | `when`, of the same in simulated shops | |
 | `strata` | one `NAME.jsonl` of `research.paper_gate.strata` | |
 | `field` | one `NAME.jsonl` of `research.field_arms` | |
