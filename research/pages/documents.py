@@ -26,8 +26,7 @@
 | `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `frontier` | one `NAME.comparison.json` of `research.paper_gate.trial` | `form=short`: its pairs of arms alone |
-| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, once all its rows are there | `form=short`: the primary comparison |
-| `when` | `when`, of the same in simulated shops | |
+| `ratio`, `ratio_arms`, `beside_curve` | `ratio`, once all its rows are there | `form=short`: fewer lines |
 | `strata` | one `NAME.jsonl` of `research.paper_gate.strata` | |
 | `field` | one `NAME.jsonl` of `research.field_arms` | |
 | `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
@@ -67,14 +66,12 @@ from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.frontier import (
     alone_table,
     frontier_pairs,
-    frontier_picture,
     frontier_table,
     moved_table,
     power_table,
     strata_table,
-    trials,
 )
-from research.pages.gate_ratio import beside_curve, ratio_arms, ratio_picture, ratio_table, read_ratio, when_table
+from research.pages.gate_ratio import beside_curve, ratio_arms, ratio_picture, ratio_table, read_ratio
 from research.pages.last_steps import trial_table
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -111,8 +108,7 @@ KEYS = {
     "power": (),
     "ratio": ("form",),
     "ratio_arms": (),
-    "beside_curve": (),
-    "when": (),
+    "beside_curve": ("form",),
     "strata": (),
     "moved": (),
     "alone": (),
@@ -135,6 +131,8 @@ FORMS = {
     "comparison": "short",
     "contenders": "text",
     "frontier": "short",
+    "ratio": "short",
+    "beside_curve": "short",
     "lists": "short",
     "orders": "exposure",
 }
@@ -213,8 +211,6 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     on_pages = {(page.parent / target).resolve() for page, text in pages.items() for target in IMAGE.findall(text)}
     drawn = {path: svg for path, svg in drawn.items() if path.resolve() in on_pages}
     drawn |= study_pictures(results)
-    if contents := trials(results):
-        drawn[results / "paper_gate" / "figures" / "frontier.svg"] = frontier_picture(contents)
     ratio = results / "paper_gate" / "figures" / "ratio.svg"
     if ratio.resolve() in on_pages:
         drawn[ratio] = ratio_picture(read_ratio()[1])
@@ -338,13 +334,12 @@ def _made(marker: Marker, results: Path) -> Table:
         return tuned_table(rows)
     if marker.kind == "power":
         return power_table(results, marker.names)
-    if marker.kind == "when":
-        return when_table(read_ratio("when")[1])
     if marker.kind in ("ratio", "ratio_arms", "beside_curve"):
         plan, whole = read_ratio()
+        short = options.get("form") == "short"
         if marker.kind == "ratio":
-            return ratio_table(plan, whole, options.get("form") == "short")
-        return ratio_arms(whole) if marker.kind == "ratio_arms" else beside_curve(whole)
+            return ratio_table(plan, whole, short)
+        return ratio_arms(whole) if marker.kind == "ratio_arms" else beside_curve(whole, short)
     if marker.kind == "strata":
         _expect(path, rows, "research.paper_gate.strata", ("stratum", "users", "gain_hr@10"))
         return strata_table(rows)

@@ -8,79 +8,33 @@ is Student's over the seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, isnan, log, sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from scipy import optimize, stats
 
-from adagrpo.report.charts import GREY, INK, METHODS, SURFACE, draw
 from adagrpo.report.comparison_page import format_difference, format_ends, read_comparison
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table, format_metric, format_p
 from adagrpo.statistics import holm, seed_interval
 from research.figures.seven_sets import SETS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 __all__ = [
-    "ArmName",
     "alone_table",
     "frontier_pairs",
-    "frontier_picture",
     "frontier_table",
     "moved_table",
     "power_table",
     "strata_table",
-    "trials",
 ]
 
 HR, INVALID, SAMPLED = "hr@10", "hallucination@10", "invalid_samples"
 BASELINE, LAST = "nll", "final"
 LEVEL = 0.05
-ROLLOUTS = {"samples": "sampled rollouts", "beam": "beam search"}
-GATES = {  # of the plan: what they are called here, their colour and their mark
-    "none": ("no gate", METHODS["mixture"], "o"),
-    "paper": ("paper's gate", METHODS["adagrpo"], "o"),
-    "random": ("random gate", GREY, "o"),
-    "inverted": ("inverted gate", GREY, "s"),
-    "miss": ("earlier gate", METHODS["adagrpo"], "s"),
-}
-WIDTH, ROW, DOT = 880, 270, 15  # pixels: the picture, a row of panels, a mark
-
-
-class ArmName(NamedTuple):
-    """What the name of an arm says.
-
-    Example:
-        >>> ArmName.of("beam-paper-p0.3")
-        ArmName(rollouts='beam', gate='paper', pressure='0.3')
-    """
-
-    rollouts: str
-    gate: str
-    pressure: str
-
-    @classmethod
-    def of(cls, name: str) -> ArmName | None:
-        """None where an arm is none of the trial's."""
-        parts = name.split("-")
-        if len(parts) != 3 or parts[0] not in ROLLOUTS or parts[1] not in GATES:
-            return None
-        return cls(parts[0], parts[1], parts[2].removeprefix("p"))
-
-
-def trials(results: Path) -> dict[str, dict[str, Any]]:
-    """The comparisons of the trial that there are, by what their sets are called.
-
-    Args:
-        results: the folder of the studies.
-    """
-    files = {name: results / "paper_gate" / f"gate-{data}.comparison.json" for data, name in SETS.items()}
-    return {name: read_comparison(path) for name, path in files.items() if path.is_file()}
+ROLLOUTS = ("samples", "beam")
 
 
 def frontier_table(content: Mapping[str, Any]) -> Table:
@@ -92,7 +46,7 @@ def frontier_table(content: Mapping[str, Any]) -> Table:
     bases = {row["checkpoint"]: row for row in content["rows"] if row["arm"] == BASELINE}
     rows = [_values(base, content, base) for base in bases.values()]
     rows += [
-        _values(row, content, bases[row["checkpoint"]]) for row in content["rows"] if ArmName.of(row["arm"]) is not None
+        _values(row, content, bases[row["checkpoint"]]) for row in content["rows"] if row["arm"].startswith(ROLLOUTS)
     ]
     header = ("arm", "checkpoint", "admitted", "HR@10", "Δ", "invalid@10", "Δ", "samples", "Δ")
     return Table.of(header, rows, 2)
@@ -195,66 +149,6 @@ def least_effect(deviation: float, count: int, level: float) -> float:
     return float(shift * deviation / sqrt(count))
 
 
-def frontier_picture(contents: Mapping[str, Mapping[str, Any]]) -> str:
-    """Draw a row of two panels a set: sampled rollouts and beam search, HR@10 against invalid Semantic IDs.
-
-    Args:
-        contents: of `gate-<set>.comparison.json`, by what the set is called.
-    """
-
-    def paint(axes: Axes) -> None:
-        for name, color, marker in GATES.values():
-            axes.plot([], [], marker, color=color, ms=DOT - 6, label=name)
-        axes.plot([], [], "o", color=INK, mfc=SURFACE, ms=DOT - 8, label="best checkpoint")
-        axes.axis("off")
-        spec = axes.get_subplotspec()
-        assert spec is not None
-        panels = spec.subgridspec(len(contents), len(ROLLOUTS))
-        for line, (name, content) in enumerate(contents.items()):
-            first: Axes | None = None
-            for column, rollouts in enumerate(ROLLOUTS):
-                panel = axes.figure.add_subplot(panels[line, column], sharey=first)
-                first = first or panel
-                _panel(panel, name, content, rollouts)
-                panel.tick_params(labelleft=column == 0)
-
-    points = [
-        f"{name}, {row['arm']}: {100 * row['against'][HR]['difference']:+.2f} points,"
-        f" {100 * row['test'][INVALID]['mean']:.2f} % invalid"
-        for name, content in contents.items()
-        for row in content["rows"]
-        if row["checkpoint"] == LAST and ArmName.of(row["arm"]) is not None
-    ]
-    notes = "Numbers: reward strength; random and inverted gates admit as many as the paper's"
-    over = [name for name, content in contents.items() if len(content["seeds"]) < 3]
-    notes += ". Bars: 95 % over users and seeds" + (
-        f", over users on {' and '.join(over)}, which the title leaves out" if over else ""
-    )
-    return draw(
-        _message(contents.values()), "; ".join(points), paint, width=WIDTH, height=ROW * len(contents), notes=notes
-    )
-
-
-def _message(contents: Iterable[Mapping[str, Any]]) -> str:
-    """What the pairs of the paper's gate and a random one say, at the last step, on sets of three seeds or more."""
-    found = [
-        (hit < LEVEL, wrong < LEVEL)
-        for content in contents
-        if len(content["seeds"]) > 2
-        for pair, hit, wrong in _corrected(content)
-        if pair["checkpoint"] == LAST
-        and [getattr(ArmName.of(pair[key]), "gate", None) for key in ("arm", "other")] == ["paper", "random"]
-    ]
-    if not any(map(any, found)):
-        same = "No significant difference between the paper's gate and a random one"
-        return f"{same}; so few seeds could show only large ones"
-    hit, wrong = (sum(one) for one in zip(*found, strict=True))
-    return (
-        f"The paper's gate and a random one of its size differ in HR@10 in {hit} of {len(found)} settings,"
-        f" in invalid Semantic IDs in {wrong}"
-    )
-
-
 def strata_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a stratum: HR@10 of the policy's order and the reward's, and what the reward's gains, in points.
 
@@ -327,45 +221,6 @@ def alone_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         lines.append((test, format_metric("admission", row["admission"]), *rates, *moved))
     heads = ("test", "admitted", "invalid@10", "random gate of its size", "HR@10, minus random")
     return Table.of((*heads, "invalid@10, minus random"), lines)
-
-
-def _panel(axes: Axes, name: str, content: Mapping[str, Any], rollouts: str) -> None:
-    rows = {(row["arm"], row["checkpoint"]): row for row in content["rows"]}
-    axes.axhline(0, color=INK, lw=1)
-    base = rows[BASELINE, LAST]["test"][INVALID]["mean"]
-    axes.plot([100 * base], [0], "D", color=METHODS["nll"], ms=8, zorder=9)
-    axes.annotate(
-        "NLL", (100 * base, 0), xytext=(7, -14), textcoords="offset points", color=METHODS["nll"], fontsize=11
-    )
-    for (arm, checkpoint), row in rows.items():
-        named = ArmName.of(arm)
-        if named is None or named.rollouts != rollouts or checkpoint != LAST:
-            continue
-        _, color, marker = GATES[named.gate]
-        x, y = _place(row)
-        best = rows.get((arm, "best"))
-        if best is not None:
-            other = _place(best)
-            axes.plot([other[0], x], [other[1], y], color=color, lw=1, zorder=1)
-            axes.plot(*[[end] for end in other], marker, mec=color, mfc=SURFACE, ms=DOT - 8, zorder=2)
-        wide, high = (_ends(row["against"][metric], content) for metric in (INVALID, HR))
-        shift = x - 100 * row["against"][INVALID]["difference"]  # of a difference to where the arm stands
-        axes.plot([max(0.0, shift + 100 * end) for end in wide], [y, y], color=color, lw=1, alpha=0.5, zorder=1)
-        axes.plot([x, x], [100 * end for end in high], color=color, lw=1, alpha=0.5, zorder=1)
-        axes.plot([x], [y], marker, color=color, ms=DOT - 2, zorder=4)
-        look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 9, "zorder": 5}
-        axes.text(x, y, named.pressure.removeprefix("0"), color=SURFACE, **look)
-    axes.set_title(f"{name}, {ROLLOUTS[rollouts]} ({len(content['seeds'])} seed{'s' * (len(content['seeds']) > 1)})")
-    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
-    axes.grid()
-    axes.set_xlabel("invalid Semantic IDs in the first ten of a free beam, %", loc="right")
-    if rollouts == next(iter(ROLLOUTS)):
-        axes.set_ylabel("HR@10 over NLL, points")
-
-
-def _place(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Where a row stands: per cent invalid, points of HR@10 over continued NLL."""
-    return 100 * row["test"][INVALID]["mean"], 100 * row["against"][HR]["difference"]
 
 
 def _ends(against: Mapping[str, Any], content: Mapping[str, Any]) -> Sequence[float]:

@@ -2,7 +2,6 @@
 
     python -m research.paper_gate.ratio --data DIR --out runs/ratio          chooses the sets, then trains all arms
     python -m research.paper_gate.ratio --read                               the primary test, once all rows are there
-    python -m research.paper_gate.ratio --plan when --out runs/when          the same in simulated shops, by when.yaml
 
 `ratio.yaml` was written before the first row. `ratio-sets.jsonl` holds what chose sets, learning rates and thresholds,
 on validation cases of seed 0; `ratio.jsonl` a row an arm and seed, at the last step on test cases: metrics, and each
@@ -35,21 +34,17 @@ from research.field_arms.measure import Users, difference, outcome
 from research.paper_gate.admission import admission_rows, chosen_thresholds, training_evidence
 from research.rows import add_row
 
-__all__ = ["arm_of", "log_ratios", "primary_test", "read_plan", "rows_of"]
+__all__ = ["arm_of", "log_ratios", "primary_test", "read_plan"]
 
 HERE = Path(__file__).parent
+SETS, ROWS = HERE / "ratio-sets.jsonl", HERE / "ratio.jsonl"
 INVALID = "hallucination@10"
 
 
-def read_plan(name: str) -> dict[str, Any]:
-    """The content of a plan of this folder, with its name."""
-    plan: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
-    return plan | {"name": name}
-
-
-def rows_of(plan: Mapping[str, Any], kind: str = "") -> Path:
-    """The file of a plan's rows; kind `-sets` is of those that chose its sets."""
-    return HERE / f"{plan['name']}{kind}.jsonl"
+def read_plan() -> dict[str, Any]:
+    """The content of ratio.yaml."""
+    plan: dict[str, Any] = yaml.safe_load((HERE / "ratio.yaml").read_text(encoding="utf-8"))
+    return plan
 
 
 def arm_of(
@@ -98,7 +93,6 @@ class Trial:
         """The recipe with some arms beside NLL."""
         entry = self.plan["sets"][self.name]
         settings = [*self.plan["settings"], *entry.get("set", []), f"seed={self.seed}"]
-        settings += [f"{key}={self.seed}" for key in entry.get("seeded", [])]
         settings += [f"train.fit.learning_rate={self.rate}", f"train.arms={json.dumps(['nll', *arms])}"]
         return load_config(HERE.parents[1] / entry["recipe"], settings)
 
@@ -143,8 +137,7 @@ def choose_sets(plan: Mapping[str, Any], data: Path, out: Path) -> dict[str, dic
 
 def _invents(plan: Mapping[str, Any], name: str, rate: float, data: Path, out: Path) -> bool:
     """Measure whether an arm without a gate invents enough on validation cases of seed 0."""
-    rows = read_rows(rows_of(plan, "-sets"))
-    found = [row for row in rows if (row["dataset"], row.get("rate")) == (name, rate) and "invalid" in row]
+    found = [row for row in read_rows(SETS) if (row["dataset"], row.get("rate")) == (name, rate) and "invalid" in row]
     if not found:
         trial = Trial(plan, name, rate, 0, data, out)
         trial.start()
@@ -154,7 +147,7 @@ def _invents(plan: Mapping[str, Any], name: str, rate: float, data: Path, out: P
             users = trial.users_of(entry["name"], "validation", entry)[1]
             invalid[rollouts] = float(users[INVALID].mean())
         found = [{"dataset": name, "rate": rate, "seed": 0, "split": "validation", "invalid": invalid}]
-        add_row(rows_of(plan, "-sets"), found[0])
+        add_row(SETS, found[0])
     return bool(np.mean(list(found[0]["invalid"].values())) >= plan["invalid"])
 
 
@@ -162,11 +155,7 @@ def _thresholds(plan: Mapping[str, Any], name: str, rate: float, data: Path, out
     """The chosen pair of each kind of rollouts, at the starting policy of seed 0."""
     chosen = {}
     for rollouts, options in plan["rollouts"].items():
-        found = [
-            row
-            for row in read_rows(rows_of(plan, "-sets"))
-            if (row["dataset"], row.get("rollouts")) == (name, rollouts)
-        ]
+        found = [row for row in read_rows(SETS) if (row["dataset"], row.get("rollouts")) == (name, rollouts)]
         if not found:
             made = Trial(plan, name, rate, 0, data, out).start()
             evidence = training_evidence(made, ObjectiveConfig(**options), plan["thresholds"]["samples"])
@@ -176,7 +165,7 @@ def _thresholds(plan: Mapping[str, Any], name: str, rate: float, data: Path, out
             pair = chosen_thresholds(rows, {"admission": band})
             (row,) = (row for row in rows if {key: row[key] for key in pair} == pair)
             found = [{"dataset": name, "rollouts": rollouts, "seed": 0} | row]
-            add_row(rows_of(plan, "-sets"), found[0])
+            add_row(SETS, found[0])
         chosen[rollouts] = found[0]
     return chosen
 
@@ -185,7 +174,7 @@ def measure(plan: Mapping[str, Any], name: str, chosen: Mapping[str, Any], seed:
     """Train and measure the arms of a seed that have no row yet."""
     kinds = [kind for kind, seeds in plan["seeds"].items() if seed in seeds]
     wanted = [(rollouts, arm) for kind in kinds for arm in plan["arms"][kind] for rollouts in plan["rollouts"]]
-    done = {row["name"] for row in read_rows(rows_of(plan)) if (row["dataset"], row["seed"]) == (name, seed)}
+    done = {row["name"] for row in read_rows(ROWS) if (row["dataset"], row["seed"]) == (name, seed)}
     if {"nll", *(f"{rollouts}-{arm}" for rollouts, arm in wanted)} <= done:
         return
     trial = Trial(plan, name, chosen["rate"], seed, data, out)
@@ -193,7 +182,7 @@ def measure(plan: Mapping[str, Any], name: str, chosen: Mapping[str, Any], seed:
     _, baseline = trial.users_of("nll")
     about = {"dataset": name, "seed": seed, "rate": chosen["rate"], "checkpoint": "final", "split": "test"}
     if "nll" not in done:
-        add_row(rows_of(plan), about | {"name": "nll", "rollouts": None, "arm": "nll"} | _measures(baseline))
+        add_row(ROWS, about | {"name": "nll", "rollouts": None, "arm": "nll"} | _measures(baseline))
     strongest: dict[str, float] = {}
     measured: dict[str, Users] = {}
     for rollouts, arm in wanted:
@@ -216,7 +205,7 @@ def measure(plan: Mapping[str, Any], name: str, chosen: Mapping[str, Any], seed:
         random = measured.get(f"{rollouts}-{arm.replace('paper', 'random')}")
         if arm.startswith("paper") and random is not None:
             row["less_random"] = difference(users, random)
-        add_row(rows_of(plan), row | {"seconds": round(time.monotonic() - begun, 1)})
+        add_row(ROWS, row | {"seconds": round(time.monotonic() - begun, 1)})
 
 
 def _measures(users: Users) -> dict[str, Any]:
@@ -284,18 +273,17 @@ def primary_test(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
 def main() -> None:
     """Carry out the trial, or read its primary test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plan", choices=("ratio", "when"), default="ratio")
-    parser.add_argument("--data", type=Path, default=Path(), help="the folder of all sets; simulated shops need none")
+    parser.add_argument("--data", type=Path, help="the folder of all sets")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--read", action="store_true", help="the primary test, once all rows are there")
     given = parser.parse_args()
-    plan = read_plan(given.plan)
+    plan = read_plan()
     if given.read:
-        for row in primary_test(plan, list(read_rows(rows_of(plan)))):
+        for row in primary_test(plan, list(read_rows(ROWS))):
             print(json.dumps(row))
         return
-    if given.out is None:
-        parser.error("--out, or --read")
+    if given.data is None or given.out is None:
+        parser.error("--data and --out, or --read")
     given.out.mkdir(parents=True, exist_ok=True)
     chosen = choose_sets(plan, given.data, given.out)
     for seed in plan["seeds"]["primary"]:

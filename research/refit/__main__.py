@@ -30,7 +30,7 @@ from adagrpo.config.data import seconds_of
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data import splits
 from adagrpo.data.logs.log_fields import UNITS
-from adagrpo.data.prepared import load_cases, load_item_ids
+from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.data.simulation.marketplace import simulate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.errors import UserError
@@ -167,7 +167,10 @@ def until_last(lengths: NDArray[np.int64]) -> splits.Split:
 
 
 def as_numbered(cases: Cases, theirs: RunDirectory, ours: RunDirectory) -> Cases:
-    """The cases of another run in the items of ours; an item that ours lacks is one that no list holds."""
+    """The cases of another run in the items and users of ours.
+
+    An item that ours lacks is one that no list holds; a user that it lacks is -1.
+    """
     items = load_item_ids(ours.path("prepare")).cast(pl.String)
     place = {item: number for number, item in enumerate(items.to_list())}
     names = load_item_ids(theirs.path("prepare")).cast(pl.String).to_list()
@@ -176,12 +179,16 @@ def as_numbered(cases: Cases, theirs: RunDirectory, ours: RunDirectory) -> Cases
     if (histories.values == len(place)).any():
         raise UserError("a history holds an item that the log before T2 lacks")
     relevant = None if cases.relevant is None else Ragged(number[cases.relevant.values], cases.relevant.offsets)
-    return replace(cases, histories=histories, targets=number[cases.targets], relevant=relevant)
+    known = {user: row for row, user in enumerate(load_user_ids(ours.path("prepare")).cast(pl.String).to_list())}
+    asked = load_user_ids(theirs.path("prepare")).cast(pl.String).gather(cases.users).to_list()
+    users = np.array([known.get(user, -1) for user in asked], np.int32)
+    return replace(cases, users=users, histories=histories, targets=number[cases.targets], relevant=relevant)
 
 
 def values_of(which: RunDirectory, name: str, cases: Cases) -> dict[str, NDArray[np.float64]]:
     """Each case's metrics of a list."""
     data, called = RunData(which), parse_list(name)
+    data.user_ids = [*data.user_ids, None]  # -1 is a user that nobody knows
     served = ListMaker(Models(data)).recommender(called, which.path(*weights_of(called.policy or "sft")))
     ranks, sizes = ranks_in(lists_of(served, data, cases).items, cases), cases.sizes
     hits = hit_rate(ranks, TOP)

@@ -30,32 +30,39 @@ from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report.page import read_rows
-from adagrpo.report.tables import Table, to_markdown
+from adagrpo.report.tables import MISSING, Table
 from adagrpo.rewards.reranking import WEIGHTS
+from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 from research.command import run
 from research.decisions.shops import World, read_plan, shop, worlds
+from research.marked_tables import with_marked
 from research.rows import add_row
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "rows.jsonl"
+RESULTS, PAGE = HERE / "rows.jsonl", HERE / "README.md"
 NLL, DRAWS = "nll", 10_000
 Values = NDArray[np.float64]
 
 
 def main() -> None:
-    """Measure the shops that have no row yet, or print the tables."""
+    """Measure the shops that have no row yet, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where runs are made; each goes when its row is written")
-    parser.add_argument("--table", action="store_true", help="print the tables alone")
+    parser.add_argument("--table", action="store_true", help="write the tables of README.md alone")
     given = parser.parse_args()
     if not given.table:
         plan, shops = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8")), read_plan()
         for world in worlds(shops):
             if world.number % shops["worlds"] < plan["worlds"]:
                 measure(plan, shops, world, given.out)
-    rows = list(read_rows(RESULTS))
-    print("\n\n".join(to_markdown(made(rows)) for made in (separation, places)) if rows else "no rows yet")
+    write_file(PAGE, page(list(read_rows(RESULTS)), PAGE.read_text(encoding="utf-8")))
+
+
+def page(rows: Sequence[Mapping[str, Any]], text: str) -> str:
+    """The page with the tables of the rows."""
+    tables = {"separation": separation(rows), "past": past_validation(rows), "places": places(rows)}
+    return with_marked(text, "turning", tables)
 
 
 def measure(plan: Mapping[str, Any], shops: Mapping[str, Any], world: World, out: Path) -> None:
@@ -144,6 +151,28 @@ def separation(rows: Sequence[Mapping[str, Any]]) -> Table:
         counts = f"{(np.array(beyond) > 0).sum()} of {np.size(beyond)}"
         lines.append((said, f"{len(rows)}", counts, *shares, f"{area:.2f} ({low:.2f} to {high:.2f})"))
     return Table.of(("place", "worlds", "arms past it", "of these lost", "of the others lost", "area"), lines)
+
+
+def past_validation(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line a reward: arms past the weight of validation and before it, how many lost, and mean utility over NLL.
+
+    Args:
+        rows: of the study.
+    """
+    lines = []
+    for reward in dict.fromkeys(row["reward"] for row in rows):
+        cells = []
+        for past in (True, False):
+            gains = [
+                found["utility"] - row["arms"][NLL]["utility"]
+                for row in rows
+                for arm, found in row["arms"].items()
+                if row["reward"] == reward and arm != NLL and (found["kl"] > validated(row)) == past
+            ]
+            mean = f"{np.mean(gains):+.4f}" if gains else MISSING
+            cells += [f"{sum(gain < 0 for gain in gains)} of {len(gains)}", mean]
+        lines.append((reward, *cells))
+    return Table.of(("reward", "past it, lost", "utility over NLL", "before it, lost", "utility over NLL"), lines)
 
 
 def turning_point(row: Mapping[str, Any]) -> float:

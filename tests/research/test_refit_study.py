@@ -26,15 +26,17 @@ def test_only_the_last_item_of_each_user_is_left_out_where_there_are_no_times() 
     assert split.test_positions.tolist() == split.validation_positions.tolist() == [-1, -1, -1]
 
 
-def test_an_item_that_the_log_before_lacks_is_in_no_list(tmp_path: Any) -> None:
-    def run(name: str, ids: list[str]) -> Any:
+def test_an_item_that_the_log_before_lacks_is_in_no_list_and_users_are_ours(tmp_path: Any) -> None:
+    def run(name: str, ids: list[str], users: list[str]) -> Any:
         (tmp_path / name).mkdir()
+        pl.DataFrame({"user_id": users}).write_parquet(tmp_path / name / "users.parquet")
         pl.DataFrame({"item_id": ids}).write_parquet(tmp_path / name / "items.parquet")
         return SimpleNamespace(path=lambda stage: tmp_path / name)
 
-    ours, theirs = run("ours", ["b", "a"]), run("theirs", ["a", "new", "b"])
+    ours, theirs = run("ours", ["b", "a"], ["v", "u"]), run("theirs", ["a", "new", "b"], ["u", "w"])
     histories = Ragged.of(np.array([0, 2, 2], np.int32), np.array([2, 1]))
     found = study.as_numbered(Cases(np.array([0, 1], np.int32), histories, np.array([1, 0], np.int32)), theirs, ours)
+    assert found.users.tolist() == [1, -1]
     assert found.histories.values.tolist() == [1, 0, 0] and found.targets.tolist() == [2, 1]
 
 

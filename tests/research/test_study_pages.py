@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adagrpo.report.comparison_page import read_comparison
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import to_markdown
 from research.closed_loop import tables as closed_loop
@@ -21,6 +20,7 @@ from research.gate_best_case import tables as gate_best_case
 from research.interleaving import measure as interleaving
 from research.off_policy_logs import measure as off_policy_logs
 from research.pages.frontier import power_table
+from research.pages.gate_ratio import beside_curve, ratio_table, read_ratio
 from research.paper_gate import random_exposures
 from research.random_exposure import propensity
 from research.shop_script import __main__ as shop_script
@@ -91,20 +91,34 @@ def test_intervals_that_a_page_quotes_stand_in_a_table() -> None:
 
 
 def of_paper_gate() -> Iterable[str]:
-    contents = {path.name: read_comparison(path) for path in (STUDIES / "paper_gate").glob("gate-*.comparison.json")}
-    arms = [content["arms"] for content in contents.values()]
-    pairs = [(own[name], own[name.replace("-paper-", "-none-")]) for own in arms for name in own if "-paper-" in name]
-    known = [pair for pair in pairs if "lambda" in pair[0]]
-    times = [one / other for paper, none in known for one, other in zip(paper["lambda"], none["lambda"], strict=True)]
-    yield f"λ is {int(min(times))} to {int(max(times))} times an ungated policy's"
-    admitted = [100 * share for paper, _ in pairs for share in paper["admission"]]
-    usual = [share for share in admitted if share < 14]
-    assert len(usual) == len(admitted) - 2  # both of KuaiRand's beam at seed 1
-    yield f"is {min(usual):.0f} to {int(max(usual))} %** ({max(admitted):.0f} on KuaiRand's beam at seed 1)"
-    ratios = {row[0]: row for row in power_table(STUDIES, ["gate-amazon18-scientific", "gate-kuairand-clicks"]).rows}
-    yield joined(ratios["KuaiRand"][1], " and ") + " of the random gate's invalid Semantic IDs"
-    yield "p is " + f"{3 * float(ratios['KuaiRand'][3]):.2f}".removeprefix("0")
-    yield "the ratio is " + joined(ratios["Scientific"][1], " and ")
+    plan, found = read_ratio()
+    tested = ratio_table(plan, found, short=True).rows
+    ratios = [short(row[5].split()[0]) for row in tested]
+    yield f"has {said(ratios)} of a random gate's invalid Semantic IDs"
+    yield f"none is significant (p {said(short(f'{float(row[6]):.2f}') for row in tested)})"
+    yield f"ratios of {said(short(row[7]) for row in tested)} would have been found"
+    costs = [short(row[8].split()[0].strip("\N{MINUS SIGN}")) for row in tested[1:]]
+    yield f"is paid with {costs[0]} and {costs[1]} points of HR@10"
+    pairs = {(row[0], row[1]): row[5] for row in ratio_table(plan, found).rows}
+    sets = dict.fromkeys(name for name, _ in pairs)
+    yield f"a random one to {said(short(pairs[name, 'random-a over none-1'].split()[0]) for name in sets)} of no gate's"
+    yield f"has {pairs['Office', 'paper-c over random-c'][1:]} of the random gate's invalid ones on Office"
+    yield f"has {said(short(pairs[name, 'paper-a over variance-a'].split()[0]) for name in sets)} of their invalid ones"
+    curve = [row[3] for row in beside_curve(found).rows if row[1] in ("paper-a", "random-a")]
+    assert all("+" in text.split("to")[1] for text in curve)  # no interval excludes zero
+    below = sorted(short(text.split()[0].strip("\N{MINUS SIGN}")) for text in curve)
+    yield f"both gates have {below[0]} to {below[-1]} points less HR@10 than the curve"
+    earlier = {row[0]: row for row in power_table(STUDIES, ["gate-kuairand-clicks"]).rows}
+    yield "KuaiRand's " + joined(earlier["KuaiRand"][1], " and ")
+
+
+def said(numbers: Iterable[str]) -> str:
+    *first, last = numbers
+    return f"{', '.join(first)} and {last}"
+
+
+def short(number: str) -> str:
+    return number.removeprefix("0")
 
 
 def joined(numbers: str, last: str) -> str:
@@ -231,7 +245,7 @@ def test_other_pages_repeat_the_figures_of_a_study() -> None:
         (STUDIES.parent / place).read_text(encoding="utf-8")
         for place in ("research/README.md", "docs/explanation/gate.md", "docs/how-to/choose-an-objective.md")
     )
-    ratio = list(of_paper_gate())[2].partition(" of ")[0]
+    ratio = next(iter(of_paper_gate())).removeprefix("has ").partition(" of ")[0]
     assert all(ratio in page for page in (research, *gate))
     named = re.findall(r"\d+ of 168", next(iter(of_leaks())))
     best, left = of_shops_counts()
