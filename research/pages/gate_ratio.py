@@ -135,10 +135,10 @@ def beside_curve(rows: Rows, short: bool = False) -> Table:
 
     Args:
         rows: of all sets.
-        short: gates at λ0 alone, with those of gradient ratio 1 otherwise.
+        short: gates at λ0 alone, with those of other strengths otherwise.
     """
     lines = []
-    gates = ("paper-b", "random-b", *(() if short else ("paper-a", "random-a", "variance-a")))
+    gates = ("paper-b", "random-b", *(() if short else ("paper-a", "random-a", "variance-a", "paper-c", "random-c")))
     for name, gate in product(dict.fromkeys(row["dataset"] for row in rows), gates):
         over: dict[int, list[float]] = {}
         for rollouts in dict.fromkeys(row["rollouts"] for row in rows if row["rollouts"]):
