@@ -35,7 +35,7 @@ def edit(file: Path, old: str, new: str) -> None:
 
 @pytest.fixture(scope="module")
 def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The command line of a copy of the program to which the page's gate, policy kind and command were added."""
+    """The command line of a copy of the program to which the page's gate, list, policy kind and command were added."""
     source = tmp_path_factory.mktemp("source")
     package = shutil.copytree(ROOT / "src" / "adagrpo", source / "adagrpo")
     rule, entry = code("Adding a gate")
@@ -43,6 +43,10 @@ def adagrpo(tmp_path_factory: pytest.TempPathFactory) -> Command:
     edit(package / "objective" / "gates.py", table, f"{rule}\n\n{table}")
     last = '        Gate("variance"'
     edit(package / "objective" / "gates.py", last, f"        {entry.strip()},\n{last}")
+    walks, row = code("Adding a list")
+    (package / "lists" / "rp3beta.py").write_text(walks, encoding="utf-8")
+    edit(package / "lists" / "table.py", "import ease, own, taste", "import ease, own, rp3beta, taste")
+    edit(package / "lists" / "table.py", '    "ease": Source(', f'    {row.strip()},\n    "ease": Source(')
     (kind,) = code("Adding a policy kind")
     (package / "policies" / "gru.py").write_text(kind, encoding="utf-8")
     edit(package / "config" / "models.py", 'Literal["compact", "hybrid", "causal_lm"]', 'Literal["compact", "gru"]')
@@ -83,6 +87,15 @@ def test_the_gate_trains_an_arm_and_has_controls(run: Path) -> None:
     assert arms["adagrpo-random"]["control_of"] == "reward_top"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "adagrpo-reward_top" in page and "adagrpo-random" in page
+
+
+def test_the_list_is_measured_and_recommended(adagrpo: Command, run: Path) -> None:
+    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["baselines"]
+    assert found["rp3beta"] != found["item_knn"]
+    users = run.parent / "one.csv"
+    users.write_text("user_id\nu00\n", encoding="utf-8")
+    adagrpo("recommend", "--run", run, "--users", users, "--out", run.parent / "walks", "--arm", "rp3beta", "--quiet")
+    assert pl.read_parquet(run.parent / "walks" / "*.parquet")["user_id"].to_list() == ["u00"]
 
 
 def test_the_policy_kind_is_trained_planned_and_served(adagrpo: Command, run: Path) -> None:

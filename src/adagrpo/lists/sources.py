@@ -171,7 +171,7 @@ def similarities(training: Ragged, num_items: int, neighbours: int | None = None
             together.data /= of_rows * norms[together.indices]
             yield together
 
-    return _nearest(cosines(), num_items, neighbours)
+    return nearest_of(cosines(), num_items, neighbours)
 
 
 def successors(training: Ragged, num_items: int, neighbours: int | None = None) -> sparse.csr_array:
@@ -190,10 +190,10 @@ def successors(training: Ragged, num_items: int, neighbours: int | None = None) 
             part.data /= popular[part.indices]
             yield part
 
-    return _nearest(shares(), num_items, neighbours)
+    return nearest_of(shares(), num_items, neighbours)
 
 
-def _nearest(blocks: Iterable[sparse.csr_array], num_items: int, neighbours: int | None) -> sparse.csr_array:
+def nearest_of(blocks: Iterable[sparse.csr_array], num_items: int, neighbours: int | None) -> sparse.csr_array:
     """Stack blocks of rows, each row's `neighbours` largest entries alone, none of them its own."""
     neighbours = kept_per_item(num_items) if neighbours is None else neighbours
     kept: list[sparse.csr_array] = []
