@@ -13,7 +13,10 @@ and successors, with trained arms on two sets.
 from __future__ import annotations
 
 import argparse
+import base64
 import re
+import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from research.figures.seven_sets import SETS
 from research.rows import add_row
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "sets.jsonl"
+RESULTS = HERE / "sets-december.jsonl"
 KEY = ("set", "seed", "trained")
 SHOWN = {
     "popularity": "popularity",
@@ -83,38 +86,54 @@ def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:
     plan, trial = (yaml.safe_load(path.read_text("utf-8")) for path in (HERE / "sets.yaml", TRIAL))
     own = plan["sets"].get(name, {})
     of = own.get("of", name)
+    trial["sets"].setdefault(of, {})  # of the shipped recipes, as they are
     config = recipe_of(
         trial,
         of,
         *plan["settings"],
+        *plan["december"]["settings"],
         *own.get("settings", []),
         *plan["trained" if train else "untrained"],
         f"seed={seed}",
     )
     made = Run(out / f"{name}-{seed}", config, folder_of(trial, of, data), StderrConsole())
+    started = time.process_time()
     content = made.decide(train=train)
+    seconds = time.process_time() - started
     contenders = {
         row["list"]: {part: row[part] for part in ("validation", "test", "milliseconds")}
         for row in content["contenders"]
     }
     about = {name: content[name] for name in ("chosen", "best", "cases", "warning", "training", "doubts")}
-    add_row(RESULTS, key | about | {"contenders": contenders, "gained": _gained(made, list(contenders))})
+    ranks = _ranks(made, list(contenders))
+    hits = {name: (found > 0).astype(np.float64) for name, found in ranks.items()}
+    gained = {name: list(mean_interval(hits[FUSE] - hit)[:3]) for name, hit in hits.items() if name != FUSE}
+    measured = {"contenders": contenders, "gained": gained, "seconds": round(seconds, 1)}
+    add_row(RESULTS, key | about | measured | {"ranks": {name: packed(found) for name, found in ranks.items()}})
 
 
-def _gained(made: Run, names: Sequence[str]) -> dict[str, list[float]]:
-    """The difference in HR@10 of the fused list and each other one on test cases, and the ends of its interval."""
+def _ranks(made: Run, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """The places 1 to 10 of the targets in lists, in the order of test cases; 0: not there."""
     prepared = made.path("prepare")
     cases, items, users = load_cases(prepared, "test"), load_item_ids(prepared), load_user_ids(prepared)
-    targets = pl.DataFrame({"user_id": users.gather(cases.users), "target": items.gather(cases.targets)})
+    targets = pl.DataFrame({"user_id": users.gather(cases.users), "item_id": items.gather(cases.targets)})
 
-    def hits(name: str) -> NDArray[np.float64]:
-        first = predictions(made, name).filter(pl.col("rank") <= 10).group_by("user_id").agg("item_id")
-        found = targets.join(first, on="user_id", how="left", maintain_order="left")
-        hit = pl.col("target").is_in(pl.col("item_id")).fill_null(value=False)
-        return found.select(hit).to_series().to_numpy().astype(np.float64)
+    def places(name: str) -> NDArray[np.uint8]:
+        first = predictions(made, name).filter(pl.col("rank") <= 10).select("user_id", "item_id", "rank")
+        found = targets.join(first, on=["user_id", "item_id"], how="left", maintain_order="left")
+        return found["rank"].fill_null(0).to_numpy().astype(np.uint8)
 
-    fused = hits(FUSE)
-    return {name: list(mean_interval(fused - hits(name))[:3]) for name in names if name != FUSE}
+    return {name: places(name) for name in names}
+
+
+def packed(ranks: NDArray[np.uint8]) -> str:
+    """Ranks (U,) of the cases of a run as text."""
+    return base64.b85encode(zlib.compress(ranks.tobytes(), 9)).decode("ascii")
+
+
+def unpacked(text: str) -> NDArray[np.uint8]:
+    """What `packed` was given."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
 
 
 def predictions(made: Run, name: str) -> pl.DataFrame:
