@@ -187,6 +187,15 @@ def take(rows: Tensor, index: Tensor) -> Tensor:  # rows (B, N, D), index (B, M)
     return rows.reshape(samples * count, width).index_select(0, flat).view(samples, index.shape[1], width)
 
 
+def take_flat(states: Tensor, rows: Tensor, positions: Tensor) -> Tensor:  # states (B, T, D), (N,), (N,) -> (N, D)
+    """Gather `states[rows, positions]`, with a gradient that adds whole rows, which is faster on CPUs.
+
+    >>> take_flat(torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([0, 0]), torch.tensor([1, 1])).tolist()
+    [[3, 4], [3, 4]]
+    """
+    return states.flatten(0, 1).index_select(0, rows * states.shape[1] + positions)
+
+
 def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
     """Draw weights and embeddings from N(0, std²); set linear biases to 0."""
     for part in module.modules():

@@ -73,7 +73,7 @@ def test_score_is_deterministic_without_gradient_and_leaves_the_mode_as_it_was(t
 @torch.no_grad()
 def test_next_item_loss_is_cross_entropy_over_the_catalogue(ranker):
     targets = torch.tensor([5, 3, 8, 2, 0, 1])
-    losses = ranker.next_item_loss(HISTORIES, ROWS, POSITIONS, targets)
+    losses = ranker.next_item_loss(ranker.states_at(HISTORIES, ROWS, POSITIONS), targets)
     for n in range(6):
         scores = [slow_score(ranker, seen(ROWS[n], POSITIONS[n]), item) for item in range(9)]
         expected = -math.log(math.exp(scores[targets[n]]) / sum(map(math.exp, scores)))
@@ -83,7 +83,7 @@ def test_next_item_loss_is_cross_entropy_over_the_catalogue(ranker):
 @torch.no_grad()
 def test_sampled_loss_masks_accidental_hits_and_counts_repeated_negatives(ranker):
     targets, negatives = torch.tensor([5, 3, 8, 2, 0, 1]), torch.tensor([3, 6, 6, 0, 7])
-    losses = ranker.sampled_loss(HISTORIES, ROWS, POSITIONS, targets, negatives)
+    losses = ranker.sampled_loss(ranker.states_at(HISTORIES, ROWS, POSITIONS), targets, negatives)
     for n in range(6):
         history, target = seen(ROWS[n], POSITIONS[n]), int(targets[n])
         own = math.exp(slow_score(ranker, history, target))
@@ -92,7 +92,9 @@ def test_sampled_loss_masks_accidental_hits_and_counts_repeated_negatives(ranker
 
 
 def test_sampled_loss_is_0_where_every_negative_is_the_target(ranker):
-    losses = ranker.sampled_loss(HISTORIES, ROWS, POSITIONS, torch.full((6,), 4), torch.tensor([4, 4]))
+    losses = ranker.sampled_loss(
+        ranker.states_at(HISTORIES, ROWS, POSITIONS), torch.full((6,), 4), torch.tensor([4, 4])
+    )
     assert torch.equal(losses, torch.zeros(6))
     losses.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in ranker.parameters() if p.grad is not None)
@@ -102,7 +104,7 @@ def test_sampled_loss_is_0_where_every_negative_is_the_target(ranker):
 def test_impression_loss_adds_the_slot_and_scoring_leaves_it_out(ranker):
     items, slots = torch.tensor([0, 8, 3, 3, 7, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
     clicked = torch.tensor([True, False, False, True, True, False])
-    losses = ranker.impression_loss(HISTORIES, ROWS, POSITIONS, items, slots, clicked)
+    losses = ranker.impression_loss(ranker.states_at(HISTORIES, ROWS, POSITIONS), items, slots, clicked)
     for n in range(6):
         logit = slow_score(ranker, seen(ROWS[n], POSITIONS[n]), int(items[n])) + float(
             ranker.slot_bias.weight[slots[n]]
@@ -117,5 +119,5 @@ def test_impression_loss_adds_the_slot_and_scoring_leaves_it_out(ranker):
 
 def test_losses_use_dropout_in_training():
     ranker, targets = make_ranker(dropout=0.5).train(), torch.tensor([5, 3, 8, 2, 0, 1])
-    first, second = (ranker.next_item_loss(HISTORIES, ROWS, POSITIONS, targets) for _ in range(2))
+    first, second = (ranker.next_item_loss(ranker.states_at(HISTORIES, ROWS, POSITIONS), targets) for _ in range(2))
     assert not torch.equal(first, second)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from adagrpo.networks import CausalEncoder, Dropout, FeedForward, initialise, take
+from adagrpo.networks import CausalEncoder, Dropout, FeedForward, initialise, take, take_flat
 from adagrpo.policies.spec import PolicySpec
 from adagrpo.types import Histories
 
@@ -104,7 +104,7 @@ class CompactPolicy(nn.Module):
         if vectors.shape[1] > self.max_history:
             raise ValueError(f"histories have {vectors.shape[1]} positions, the policy takes {self.max_history}")
         if rows is not None and positions is not None:
-            return CompactContext(self.encoder(vectors)[rows, positions])
+            return CompactContext(take_flat(self.encoder(vectors), rows, positions))
         if self.training or torch.is_grad_enabled():  # dropout is drawn for every position, whatever is read
             rows = torch.arange(len(lengths), device=lengths.device)
             return CompactContext(self.encoder(vectors)[rows, lengths - 1])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adagrpo.networks import CausalEncoder, initialise, sampled_softmax_loss
+from adagrpo.networks import CausalEncoder, initialise, sampled_softmax_loss, take_flat
 from adagrpo.types import Histories
 
 
@@ -82,17 +82,17 @@ class SequentialRanker(nn.Module):
         self.train(was_training)
         return scores
 
-    def next_item_loss(self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Return the (N,) cross-entropy over the catalogue of `targets` after `positions` of `rows`."""
-        states = self.states(histories)[rows, positions]
+    def states_at(self, histories: Histories, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return the (N, D) states of `positions` of `rows`, (N,) each."""
+        return take_flat(self.states(histories), rows, positions)
+
+    def next_item_loss(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Return the (N,) cross-entropy over the catalogue of `targets` (N,) after `states` (N, D)."""
         everything = torch.arange(self.items.num_embeddings, device=targets.device)
         return self._cross_entropy(states, targets, self.items.weight, self.bias.weight, everything)
 
-    def sampled_loss(
-        self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor, negatives: Tensor
-    ) -> Tensor:
+    def sampled_loss(self, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         """Return the (N,) cross-entropy of targets and shared `negatives` (S,); accidental hits are masked."""
-        states = self.states(histories)[rows, positions]
         return self._cross_entropy(states, targets, self.items(negatives), self.bias(negatives), negatives)
 
     def _cross_entropy(self, states: Tensor, targets: Tensor, vectors: Tensor, bias: Tensor, others: Tensor) -> Tensor:
@@ -100,10 +100,7 @@ class SequentialRanker(nn.Module):
         positive = (states * self.items(targets)).sum(-1) + self.bias(targets).squeeze(-1)
         return sampled_softmax_loss(states, positive, vectors, bias.squeeze(-1), targets, others)
 
-    def impression_loss(
-        self, histories: Histories, rows: Tensor, positions: Tensor, items: Tensor, slots: Tensor, clicked: Tensor
-    ) -> Tensor:
-        """Return the (N,) binary cross-entropy of `clicked` for `items` shown in `slots`, (N,) each."""
-        states = self.states(histories)[rows, positions]
+    def impression_loss(self, states: Tensor, items: Tensor, slots: Tensor, clicked: Tensor) -> Tensor:
+        """Return the (N,) binary cross-entropy of `clicked` for `items` shown in `slots` after `states` (N, D)."""
         logits = (states * self.items(items)).sum(-1) + (self.bias(items) + self.slot_bias(slots)).squeeze(-1)
         return functional.binary_cross_entropy_with_logits(logits.float(), clicked.float(), reduction="none")

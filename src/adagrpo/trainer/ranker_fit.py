@@ -61,7 +61,7 @@ class Impressions(NamedTuple):
 class ShownItems(NamedTuple):
     """The `N` impressions of a micro-batch, and the histories before them."""
 
-    histories: Histories  # (B + E, T) the batch's, and the whole ones of `E` users who were shown something after them
+    histories: Histories  # (H, T) those of the batch, and whole ones of users who were shown something after them
     rows: Tensor  # (N,) int64 of these histories
     positions: Tensor  # (N,) int64
     items: Tensor  # (N,) int64
@@ -133,18 +133,18 @@ class RankerFit(Task[RankerMicro]):
         self.ranker.train()
         if micro.shown is not None:
             histories, rows, positions, items, slots, clicked, weights = micro.shown
-            values = self.ranker.impression_loss(histories, rows, positions, items, slots, clicked)
+            states = self.ranker.states_at(histories, rows, positions)  # of both terms: the encoder runs once
+            values = self.ranker.impression_loss(states, items, slots, clicked)
             terms = {"loss": (weights * values).sum() / micro.total}
             if self.negatives and bool(clicked.any()):  # the clicks alone are biased against items that were not shown
-                chosen = (rows[clicked], positions[clicked], items[clicked])
-                losses = self.ranker.sampled_loss(histories, *chosen, self._negatives(micro))
+                losses = self.ranker.sampled_loss(states[clicked], items[clicked], self._negatives(micro))
                 terms["sampled"] = losses.sum() / micro.clicks
             return terms, {}
-        where = (batch.histories, batch.rows, batch.positions, batch.targets)
+        states = self.ranker.states_at(batch.histories, batch.rows, batch.positions)
         if self.kind == "cross_entropy":
-            values = self.ranker.next_item_loss(*where)
+            values = self.ranker.next_item_loss(states, batch.targets)
         else:
-            values = self.ranker.sampled_loss(*where, self._negatives(micro))
+            values = self.ranker.sampled_loss(states, batch.targets, self._negatives(micro))
         return {"loss": values.sum() / micro.total}, {}
 
     def _negatives(self, micro: RankerMicro) -> Tensor:
@@ -168,10 +168,15 @@ class RankerFit(Task[RankerMicro]):
         rows, positions, index, after = rows[kept], positions[kept], index[kept], after[kept]
         histories = batch.histories
         if after.any():
-            some, inverse = np.unique(rows[after], return_inverse=True)
+            some = np.unique(rows[after])
             whole = pad(self.schedule.training, batch.users[some], self.schedule.max_history)
             whole = whole._replace(users=torch.from_numpy(batch.users[some])).to(batch.targets.device)
-            histories = Histories.stack([histories, whole])
-            rows[after], positions[after] = len(batch.users) + inverse, whole.lengths.cpu().numpy()[inverse] - 1
+            begins = np.full(len(batch.users), -1)  # of each user's whole history in the sequence
+            begins[some] = lengths[some] - whole.lengths.cpu().numpy()
+            moved = after | (begins[rows] == 0)  # whoever has all there is is read from there alone
+            positions = np.where(moved, shown.history_lengths[index] - 1 - begins[rows], positions)
+            rows = np.where(moved, len(batch.users) + np.searchsorted(some, rows), rows)
+            used, rows = np.unique(rows, return_inverse=True)
+            histories = Histories.stack([histories, whole]).rows(torch.from_numpy(used).to(batch.targets.device))
         columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
         return ShownItems(histories, *(torch.from_numpy(column).to(batch.targets.device) for column in columns))
