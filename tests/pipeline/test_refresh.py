@@ -164,6 +164,7 @@ def test_a_refresh_answers_and_so_does_what_was_served_before(refreshed: tuple[R
     assert run.recommend(histories, as_measured=True).unknown == [[], [NEW]]
     assert run.serve_before() == {"number": 0, "instead_of": 1}
     before = run.recommend(histories)
+    assert (lists.about["refresh"], before.about["refresh"]) == (1, 0)
     assert before.about["why"].endswith("refit on all interactions") and before.scores != lists.scores
     with pytest.raises(UserError, match="serves no refresh, so there is none to go back from"):
         run.serve_before()
@@ -191,6 +192,7 @@ def test_logged_histories_are_those_of_the_refresh(refreshed: tuple[Run, dict[st
     assert command("recommend", *given).status == 0
     mine = [row[1:] for row in rows_of() if row[0] == "u00"] + [(NEW, BEGIN + DAY * day + 100) for day in (7, 10)]
     history = [item for item, _ in sorted(mine, key=lambda row: row[1])]
+    assert json.loads((tmp_path / "lists" / "summary.json").read_text(encoding="utf-8"))["refresh"] == 1
     by_file = pl.read_parquet(tmp_path / "lists" / "part-00000.parquet")["items"][0].to_list()
     assert by_file == run.recommend([history], users=["u00"]).items[0]
 

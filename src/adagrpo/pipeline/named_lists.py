@@ -60,6 +60,7 @@ class Answering(NamedTuple):
     chosen: Chosen
     version: CatalogVersion
     note: str = ""  # why the refit or refresh that should answer does not
+    refresh: int = 0  # its number; 0: none
 
     @property
     def refit(self) -> bool:
@@ -93,10 +94,13 @@ def answering(run: RunDirectory, asked: ListOptions) -> Answering:
     answers, why = fresh or CatalogVersion(refit_of(run), version.number), "refit on all interactions"
     if fresh is not None and about is not None:
         why = f"refreshed by interactions to {about['last']}"
+    number = 0 if fresh is None or about is None else int(about["number"])
     weights = answers.run.path(*weights_of(chosen.arm))
     step = read_json(weights / "checkpoint.json")["step"]
     said = f"{not_fresh}, so its refit is served; run {command(run, 'refresh')}" if not_fresh else ""
-    return Answering(answers.run, name, Chosen(chosen.arm, weights, step, f"{chosen.why}, {why}"), answers, said)
+    return Answering(
+        answers.run, name, Chosen(chosen.arm, weights, step, f"{chosen.why}, {why}"), answers, said, number
+    )
 
 
 def served_list(

@@ -73,6 +73,7 @@ def recommend_users(
     kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
     made_from |= {"refit": True} if answers.refit else {}
+    made_from |= {"refresh": answers.refresh} if answers.refresh else {}
     narrowing = served.narrow(include, exclude)
     if narrowing.left == 0:
         raise UserError("--include, --exclude: no item is eligible; see which values the item table has")

@@ -94,6 +94,7 @@ def _recommender(run: RunDirectory, asked: ListOptions) -> tuple[Recommender, di
         "step": chosen.step,
         "why": chosen.why,
         "refit": found.refit,
+        "refresh": found.refresh,
         "items": data.num_items,
         "reward_weight": _weight_said(name, served),
         **({"reward_spread": served.within_list_std} if name.order == RERANK else {}),

@@ -245,6 +245,7 @@ class HealthAnswer(StatusAnswer):
     arm: str | None = None
     why: str | None = Field(None, description="Why that arm.")
     refit: bool | None = Field(None, description="Whether it is fitted on all interactions; else it is as measured.")
+    refresh: int | None = Field(None, description="Which refresh it is of; 0: none.")
     arms: list[str] | None = Field(None, description="All that the run has.")
     checkpoint: Literal["best", "final"] | None = None
     step: int | None = None
