@@ -20,6 +20,14 @@ def test_the_page_is_made_of_the_rows() -> None:
     assert study.with_rows(page, study.table(list(read_rows(study.ROWS)))) == page
 
 
+def test_the_readme_says_the_figures_of_the_page() -> None:
+    lines = [line.split(" | ") for line in study.table(list(read_rows(study.ROWS))).splitlines()]
+    both = {line[0].strip("| "): " to ".join(cell[1:] for cell in line[2:4]) for line in lines[2:]}
+    readme = (study.HERE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"NDCG@10 {both['online-retail, ndcg@10']} on a retailer's orders" in readme
+    assert f"{both['scientific, ndcg@10']} on Scientific" in readme
+
+
 def test_only_the_last_item_of_each_user_is_left_out_where_there_are_no_times() -> None:
     split = study.until_last(np.array([5, 2, 3]))
     assert split.train_lengths.tolist() == [4, 2, 2]
