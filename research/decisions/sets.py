@@ -3,9 +3,10 @@
     python -m research.decisions.sets --data DIR --out runs/decisions --sets lastfm
     python -m research.decisions.sets --table
 
-DIR holds the sets as `examples.datasets` writes them; recipes are those of `research.fair_trial`. A row of `sets.jsonl`
-has what was chosen and, for every contender, HR@10 and NDCG@10 on validation and test; `gained` is what the fused list
-has more of HR@10 on test, with 95 % intervals over users. `--train` lets the trained arms of `sets.yaml` compete too.
+DIR holds the sets as `examples.datasets` writes them; recipes are those of `research.fair_trial`. A row has
+what was chosen and, for every contender, HR@10 and NDCG@10 on validation and test; `gained` is what the fused list has
+more of HR@10 on test, with 95 % intervals over users. `sets.jsonl` is of November, and what the pages show;
+`sets-december.jsonl` is being measured, its `seconds` of runs that nobody interrupted. `--train` lets the trained arms of `sets.yaml` compete too.
 What has its row is not measured again. `sets-weights-alone.jsonl` has the same runs before fused lists had a network
 and successors, with trained arms on two sets.
 """
@@ -63,9 +64,9 @@ def main() -> None:
         for seed in given.seeds:
             for name in given.sets:
                 _measure(name, seed, given.train, given.data, given.out)
-    print(table(read_rows(RESULTS)))
-    print(gains(read_rows(RESULTS)))
-    print(trained(read_rows(RESULTS)))
+    for path in (HERE / "sets.jsonl", RESULTS):
+        rows = read_rows(path)
+        print(path.name, table(rows), gains(rows), trained(rows), sep="\n\n")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -127,13 +128,8 @@ def _ranks(made: Run, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
 
 
 def packed(ranks: NDArray[np.uint8]) -> str:
-    """Ranks (U,) of the cases of a run as text."""
+    """Ranks (U,) as text: bytes, by zlib, in base 85."""
     return base64.b85encode(zlib.compress(ranks.tobytes(), 9)).decode("ascii")
-
-
-def unpacked(text: str) -> NDArray[np.uint8]:
-    """What `packed` was given."""
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
 
 
 def predictions(made: Run, name: str) -> pl.DataFrame:

@@ -193,8 +193,8 @@ def successors(training: Ragged, num_items: int, neighbours: int | None = None) 
     return nearest_of(shares(), num_items, neighbours)
 
 
-def nearest_of(blocks: Iterable[sparse.csr_array], num_items: int, neighbours: int | None) -> sparse.csr_array:
-    """Stack blocks of rows, each row's `neighbours` largest entries alone, none of them its own."""
+def nearest_of(blocks: Iterable[sparse.csr_array], num_items: int, neighbours: int | None = None) -> sparse.csr_array:
+    """Stack blocks of rows to (V, V): the `neighbours` largest entries of each, no diagonal. Changes the blocks."""
     neighbours = kept_per_item(num_items) if neighbours is None else neighbours
     kept: list[sparse.csr_array] = []
     first = 0

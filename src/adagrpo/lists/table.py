@@ -102,8 +102,8 @@ class Source:
         stage: whose folder holds its file; None: only training data needed.
         file: path in that folder.
         reads: what `fit` reads besides training interactions.
-        most_items: largest catalogue of which `decide` measures the list, and `evaluate` leaves it out; None: any.
-            Above it, `fit` answers without an entry.
+        most_items: largest catalogue of which `decide` measures the list, as `evaluate` never does; above it `fit` must
+            return an empty matrix. None: any, and both measure it.
         listed: is a list by itself.
         fused: is a feature of fused lists.
         proposes: its best items are candidates of fused lists.

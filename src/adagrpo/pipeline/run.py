@@ -357,7 +357,7 @@ class Run(RunDirectory):
         key = (str(found.name), checkpoint, reward_weight, precision, found.version.name, found.refit)
         # another process may have retrained
         weights = hash_of(found.run, found.chosen.weights / "model.safetensors")
-        made_from = (weights, found.run.directory, list_read(found.run, found.name, reward_weight, checkpoint))
+        made_from = (weights, list_read(found.run, found.name, reward_weight, checkpoint))
         if key not in self._served or self._served[key][0] != made_from:
             asked = replace(asked, arm=str(found.name), catalog=found.version.name)
             self._served[key] = (made_from, *recommender(self, asked))

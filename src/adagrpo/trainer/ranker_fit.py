@@ -173,7 +173,7 @@ class RankerFit(Task[RankerMicro]):
             whole = whole._replace(users=torch.from_numpy(batch.users[some])).to(batch.targets.device)
             begins = np.full(len(batch.users), -1)  # of each user's whole history in the sequence
             begins[some] = lengths[some] - whole.lengths.cpu().numpy()
-            moved = after | (begins[rows] == 0)  # whoever has all there is is read from there alone
+            moved = after | (begins[rows] == 0)  # a user whose whole history fits is read from it alone
             positions = np.where(moved, shown.history_lengths[index] - 1 - begins[rows], positions)
             rows = np.where(moved, len(batch.users) + np.searchsorted(some, rows), rows)
             used, rows = np.unique(rows, return_inverse=True)
