@@ -6,7 +6,8 @@
 DIR holds the sets as `examples.datasets` writes them; recipes are those of `research.fair_trial`. A row has
 what was chosen and, for every contender, HR@10 and NDCG@10 on validation and test; `gained` is what the fused list has
 more of HR@10 on test, with 95 % intervals over users. `sets.jsonl` is of November, and what the pages show;
-`sets-december.jsonl` is being measured, its `seconds` of runs that nobody interrupted. `--train` lets the trained arms of `sets.yaml` compete too.
+`sets-december.jsonl` is being measured, its `seconds` of runs that nobody interrupted. `--train` lets the trained arms
+of `sets.yaml` compete too.
 What has its row is not measured again. `sets-weights-alone.jsonl` has the same runs before fused lists had a network
 and successors, with trained arms on two sets.
 """
