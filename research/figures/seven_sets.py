@@ -25,6 +25,8 @@ SETS = {  # as the studies call them
     "amazon18-scientific": "Scientific",
     "amazon-beauty": "Beauty",
     "amazon-toys": "Toys",
+    "amazon-sports": "Sports",
+    "amazon-office": "Office",
     "lastfm": "LastFM",
     "ml-1m": "MovieLens-1M",
     "yelp": "Yelp",

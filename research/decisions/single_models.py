@@ -1,0 +1,158 @@
+"""The fused list beside the strongest single model of each public set, and beside published figures.
+
+    python -m research.decisions.single_models
+
+Of `sets-december.jsonl`, under the plan of `sets.yaml`: the single model is the one with the highest mean of
+validation NDCG@10 over the seeds, and differences on test have 95 % intervals over users and seeds; those of a set
+with one seed are over its users alone. The p-values of HR@10 of the sets of `december.sets` are corrected by Holm,
+over those that have rows.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from adagrpo.lists.names import FUSE
+from adagrpo.report.page import read_rows
+from adagrpo.report.tables import Table, format_p, to_markdown
+from adagrpo.statistics import Interval, crossed_interval, crossed_parts, holm, mean_interval
+from research.command import run
+from research.figures.seven_sets import SETS
+
+__all__ = ["Comparison", "comparisons", "table", "unpacked"]
+
+HERE = Path(__file__).parent
+ROWS = HERE / "sets-december.jsonl"
+CALLED = {"item_knn": "item-kNN", "ease": "EASE", "user_knn": "user-kNN", "sft": "policy"}
+# The best single model known, history masked, full catalogue, leave-one-out. Beauty, Toys: BSARec, five seeds
+# (MTandHJ/RecBoard); Sports: MARIUS, as its paper says; MovieLens-1M: FuXi-α on the standard split
+# (blondered/transformer_benchmark); Scientific: UniSRec, second hand.
+PUBLISHED = {
+    "amazon-beauty": (0.1002, 0.0610),
+    "amazon-toys": (0.1078, 0.0663),
+    "amazon-sports": (0.0672, 0.0362),
+    "amazon18-scientific": (0.1235, 0.0634),
+    "ml-1m": (0.3164, 0.1813),
+}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Comparison(NamedTuple):
+    """What the rows of one set say, on test."""
+
+    set: str
+    seeds: int
+    single: str  # the strongest single model
+    means: dict[str, tuple[float, float]]  # "single", "fused", "served": HR@10 and NDCG@10, means over seeds
+    gained: tuple[Interval, Interval]  # fused less single: HR@10, NDCG@10
+    served: Interval  # what each run chose less fused, HR@10
+    p_holm: float | None  # of `gained`'s HR@10; None: not of the family
+
+
+def comparisons(rows: Rows, plan: Mapping[str, Any]) -> list[Comparison]:
+    """Compare the fused list of each set with its strongest single model.
+
+    Args:
+        rows: of `research.decisions.sets`, without trained arms.
+        plan: `december` of `sets.yaml`.
+    """
+    found = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        own = [row for row in rows if row["set"] == name]
+        single = max(plan["single"], key=lambda one: sum(_validation(row, one) for row in own))
+        of = {"single": [single] * len(own), "fused": [FUSE] * len(own), "served": [row["chosen"] for row in own]}
+        ranks = {
+            shown: [unpacked(row["ranks"][one]) for row, one in zip(own, names, strict=True)]
+            for shown, names in of.items()
+        }
+        hits = {shown: [np.where(one > 0, 1.0, 0.0) for one in each] for shown, each in ranks.items()}
+        ndcg = {shown: [_discounted(one) for one in each] for shown, each in ranks.items()}
+        means = {shown: (float(np.mean(hits[shown])), float(np.mean(ndcg[shown]))) for shown in of}
+        gained = (_less(hits["fused"], hits["single"]), _less(ndcg["fused"], ndcg["single"]))
+        found.append(Comparison(name, len(own), single, means, gained, _less(hits["served"], hits["fused"]), None))
+    family = [one.set for one in found if one.set in plan["sets"]]
+    tested = {one.set: one.gained[0].p_value for one in found}
+    corrected = dict(zip(family, holm([tested[name] for name in family]), strict=True))
+    return [one._replace(p_holm=corrected.get(one.set)) for one in found]
+
+
+def _validation(row: Mapping[str, Any], name: str) -> float:
+    return float(row["contenders"][name]["validation"]["ndcg@10"])
+
+
+def _discounted(ranks: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return np.where(ranks > 0, 1 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
+
+
+def _less(values: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> Interval:
+    differences = [a - b for a, b in zip(values, others, strict=True)]
+    return mean_interval(differences[0]) if len(differences) == 1 else crossed_interval(crossed_parts(differences))
+
+
+def unpacked(text: str) -> NDArray[np.uint8]:
+    """The ranks (U,) that `sets.packed` wrote."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint8)
+
+
+def table(rows: Rows) -> Table:
+    """A row a set: HR@10 / NDCG@10 on test, means over seeds, and differences in points of HR@10.
+
+    Args:
+        rows: of `research.decisions.sets`, without trained arms.
+    """
+    plan = yaml.safe_load((HERE / "sets.yaml").read_text("utf-8"))["december"]
+    order = [*plan["sets"], *plan["feeds"], *plan["ties"]]
+    lines, bold = [], set()
+    for one in sorted(comparisons(rows, plan), key=lambda one: order.index(one.set)):
+        published = PUBLISHED.get(one.set)
+        pairs = [one.means["single"], one.means["fused"], one.means["served"], published]
+        bold.add((len(lines), 3 + max(range(3), key=lambda place: pairs[place] and pairs[place][0])))
+        lines.append(
+            (
+                label(one.set),
+                str(one.seeds),
+                CALLED.get(one.single, one.single),
+                *(_pair(pair) for pair in pairs),
+                _points(one.gained[0]),
+                "–" if one.p_holm is None else format_p(one.p_holm),
+                _points(one.served),
+            )
+        )
+    head = ("HR@10 / NDCG@10", "seeds", "strongest single model", "it has", "fused", "served", "published")
+    return Table.of((*head, "fused less single, points", "p (Holm)", "served less fused, points"), lines, best=bold)
+
+
+def label(name: str) -> str:
+    """What pages call a set of the plan."""
+    of = name.removesuffix("-ties").removesuffix("-masked")
+    more = {"-ties": ", shuffled ties", "-masked": ", masked"}
+    return SETS.get(of, of) + more.get(name.removeprefix(of), "")
+
+
+def _pair(pair: tuple[float, float] | None) -> str:
+    return "–" if pair is None else " / ".join(f"{value:.4f}".removeprefix("0") for value in pair)
+
+
+def _points(found: Interval) -> str:
+    if found.low == found.high == 0:
+        return "equal"
+    mean, low, high = (f"{100 * value:+.2f}" for value in found[:3])
+    return f"{mean} ({low} to {high})"
+
+
+def main() -> None:
+    """Print the table."""
+    print(to_markdown(table(read_rows(ROWS))))
+
+
+if __name__ == "__main__":
+    run(main)
