@@ -93,7 +93,7 @@ def test_what_is_said_of_the_three_fits_is_so() -> None:
         for fit in (config.sft, config.ranker.fit, config.train.fit)
     ]
     assert changed == [
-        {"epochs": 60},
+        {"epochs": 60, "patience": 3},
         {"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "average": 0.999},
         {"epochs": 2, "learning_rate": 0.0002, "validations": 8},
     ]

@@ -281,6 +281,27 @@ def test_the_best_checkpoint_may_be_step_0(world, tmp_path, metric, best):
     assert result.validation == rows(tmp_path / "validation.jsonl")
 
 
+@pytest.mark.parametrize(("patience", "end"), [(0, 12), (1, 6), (2, 8), (9, 12)])
+@pytest.mark.parametrize("killed", [None, 5, 6])
+def test_a_fit_ends_after_validations_without_a_new_best(world, tmp_path, patience, end, killed):
+    settings = world.settings(validations=6, patience=patience, checkpoint_seconds=0)
+
+    def report(step: int, steps: int, values: Mapping[str, float]) -> None:
+        if step == killed:
+            raise KeyboardInterrupt
+
+    def begun(**named: Any) -> loop.FitResult:
+        task = Script(model := linear(), 12)
+        task.metrics = lambda call: float(min(call, 2))  # the best is that of step 4
+        return fit(model, task, settings, tmp_path, seed=0, **named)
+
+    if killed is not None:
+        with pytest.raises(KeyboardInterrupt):
+            begun(report=report)
+    result = begun()
+    assert (result.best_step, result.steps, result.validation[-1]["step"]) == (4, end, end)
+
+
 def test_without_validations_the_start_and_the_end_are_compared(world, tmp_path):
     model = linear()
     result = fit(model, Script(model, 5), world.settings(validations=0), tmp_path, seed=0)

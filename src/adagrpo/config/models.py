@@ -139,6 +139,7 @@ class FitConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validations: Annotated[int, Field(ge=0)] = 10
+    patience: Annotated[int, Field(ge=0)] = 0
     validation_users: Positive = 2000
     checkpoint_seconds: NonNegativeFloat = 60.0
 

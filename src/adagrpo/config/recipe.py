@@ -38,7 +38,7 @@ class Config(Section):
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     policy: PolicyConfig = PolicyConfig()
-    sft: FitConfig = FitConfig(epochs=60)
+    sft: FitConfig = FitConfig(epochs=60, patience=3)
     ranker: RankerConfig = RankerConfig()
     reward: RewardOptions = SequentialOptions()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -131,9 +131,16 @@ class _Loop:
                 self._save()  # the logged row and the best weights it selected belong together
 
     def ends_early(self) -> bool:
-        if self.watched is None or self.watched.go_on:
+        lost = self.watched is not None and not self.watched.go_on and self.processes.gather(self.progress.lost)[0]
+        return bool(lost) or self._no_better()
+
+    def _no_better(self) -> bool:
+        """Whether as many validations as `patience` have not been better than the best one."""
+        if not self.settings.patience or self.progress.step not in self.validate_at:
             return False
-        return bool(self.processes.gather(self.progress.lost)[0])
+        best = self.processes.gather(self.progress.best_step)[0]
+        since = sum(best < step <= self.progress.step for step in self.validate_at)
+        return bool(since >= self.settings.patience)
 
     def step(self) -> dict[str, float]:
         step = self.progress.step
