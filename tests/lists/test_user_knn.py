@@ -72,9 +72,15 @@ def test_nobody_is_a_neighbour_of_himself(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(nobody, unknown) and nobody[3] == pytest.approx(0.9)
     by_row = known.scores(histories([2, 3, 1])._replace(asking=Asking([2], [None], rows=True)))
     assert torch.equal(by_row[0], ann)
-    monkeypatch.setattr(user_knn, "MOST_USERS", 2)
-    drawn = NearestUsers(training(), 6, {}).scores(histories([4])._replace(users=torch.tensor([4])))
-    assert drawn.shape == (1, 6)  # also where he is not among those drawn
+
+
+@pytest.mark.parametrize("user", range(len(TRAINING)))
+def test_nobody_is_a_neighbour_of_himself_among_drawn_users_either(monkeypatch: pytest.MonkeyPatch, user: int) -> None:
+    drawn = np.sort(np.random.default_rng(0).choice(len(TRAINING), 3, replace=False))
+    others = NearestUsers(training().rows(drawn[drawn != user]), 6, {}).scores(histories(TRAINING[user]))
+    monkeypatch.setattr(user_knn, "MOST_USERS", 3)
+    asked = histories(TRAINING[user])._replace(users=torch.tensor([user]))
+    assert torch.allclose(NearestUsers(training(), 6, {}).scores(asked), others)
 
 
 def test_content_is_the_cosine_with_the_decayed_sum() -> None:

@@ -31,6 +31,7 @@ from ..consoles import Heard
 
 DAY, BEGIN, KNOWN, LATER = 86_400, 1_699_920_000, 7, 5  # seconds; midnight; days of the run, and after it
 ITEMS, NEW = 30, 1003
+NONE = dict.fromkeys(("new", "late", "repeated", "duplicates", "future"), 0)
 Row = tuple[Any, int, int]
 
 
@@ -80,7 +81,7 @@ def refreshed(decided: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
 
 def test_it_says_what_is_new_and_fits_all_of_it(refreshed: tuple[Run, dict[str, Any]]) -> None:
     run, about = refreshed
-    assert about["understood"] == "new rows" and about["rows"] == {"new": 360, "late": 0, "repeated": 0}
+    assert about["understood"] == "new rows" and about["rows"] == {**NONE, "new": 360}
     assert (about["new_users"], about["new_items"], about["dropped_days"]) == (0, 1, [])
     assert about["first"] == "2023-11-21T00:00:00Z" and about["last"] == "2023-11-25T00:00:59Z"
     # the newer half of 360 rows begins behind the 90 of day 7, the 60 of day 8 and the first 30 of day 9
@@ -202,7 +203,7 @@ def test_a_longer_log_is_the_same_refresh(run: Run, tmp_path: Path) -> None:
     other = Run.open(shutil.copytree(run.directory, tmp_path / "other"))
     new = run.refresh([write(tmp_path / "new.csv", days(7, 12))])
     whole = other.refresh([write(tmp_path / "whole.csv", rows_of())])
-    assert whole["understood"] == "a longer log" and whole["rows"] == {"new": 300, "late": 0, "repeated": 420}
+    assert whole["understood"] == "a longer log" and whole["rows"] == {**NONE, "new": 300, "repeated": 420}
     differ = {"understood", "rows", "logs", "seconds"}
     assert {key: value for key, value in whole.items() if key not in differ} == {
         key: value for key, value in new.items() if key not in differ
@@ -249,6 +250,78 @@ def test_a_worse_list_is_not_served_and_its_rows_are_kept(
     assert len(load_training(refresh_of(run, 2).path("prepare")).values) == 60 * 12
 
 
+HITS, NO = np.ones(40), np.zeros(40)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "margin", "why_not"),
+    [
+        # a loss of a half in every case, and one that is above the margin in the mean alone
+        (HITS - 0.5, HITS, 0.01, "it has 0.5000 less than it, more than 0.0100, 0.01 of its own"),
+        (HITS - 0.5, HITS, 0.6, ""),
+        (HITS - 0.05 * (np.arange(40) < 2), HITS, 0.001, ""),
+        # a mean difference of 0, and intervals of about a sixth and a third of the mean
+        (HITS + np.where(np.arange(40) % 2, 0.5, -0.5), HITS, 0.01, ""),
+        (HITS + np.where(np.arange(40) % 2, 1.0, -1.0), HITS, 0.01, "do not exclude a loss of 32%"),
+        (HITS + np.where(np.arange(40) % 2, 1.0, -1.0), HITS, 0.5, ""),
+        (NO, NO, 0.01, ""),
+    ],
+)
+def test_what_takes_over_is_not_worse_nor_may_it_be_much(new: Any, old: Any, margin: float, why_not: str) -> None:
+    found = refresh_module._verdict(new, old, margin)[1]
+    assert why_not in found and bool(why_not) == bool(found)
+
+
+def test_cases_weigh_alike_for_both_lists(
+    refreshed: tuple[Run, dict[str, Any]], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = refreshed[0].directory.parent / "new.csv"
+    monkeypatch.setattr(refresh_module, "case_weights", lambda shown, power: np.full(len(shown), 2.0))
+    means, twice = (about["ndcg@10"] for about in (refreshed[1], run.refresh([log])))
+    assert twice == pytest.approx({name: 2 * value for name, value in means.items()}) and all(means.values())
+
+
+@pytest.mark.parametrize("part", ["sft", "tokenize", ""])
+def test_a_refresh_without_a_part_does_not_answer_and_is_made_again(
+    refreshed: tuple[Run, dict[str, Any]], tmp_path: Path, part: str
+) -> None:
+    whole = refreshed[0].recommend([[3, 13, 23]])
+    run = Run.open(shutil.copytree(refreshed[0].directory, tmp_path / "run"))
+    shutil.rmtree(run.directory / "refresh" / "0001" / "list" / part)
+    heard = Heard()
+    answers = Run.open(run.directory, console=heard).recommend([[3, 13, 23]])
+    refit = Run.open(shutil.copytree(refreshed[0].directory, tmp_path / "refit"))
+    refit.serve_before()
+    assert answers.scores == refit.recommend([[3, 13, 23]]).scores != whole.scores and answers.about["refresh"] == 0
+    assert any("refresh 1 is not finished: it has no" in note for note in heard.notes)
+    if part:  # without its rows there is nothing to make it of
+        again = Run.open(run.directory).refresh([refreshed[0].directory.parent / "new.csv"])
+        assert (again["number"], again["rows"]["new"]) == (2, 360)
+        assert Run.open(run.directory).recommend([[3, 13, 23]]).scores == whole.scores
+
+
+@pytest.mark.parametrize("name", ["served.json", "0001/refresh.json"])
+def test_a_damaged_file_of_a_refresh_is_named(refreshed: tuple[Run, dict[str, Any]], tmp_path: Path, name: str) -> None:
+    run = Run.open(shutil.copytree(refreshed[0].directory, tmp_path / "run"))
+    path = run.directory / "refresh" / name
+    whole = path.read_bytes()
+    for damaged in (whole.replace(b'"number": 1', b'"number": 0'), whole[:-5], b""):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{path}: missing, or not as it was written; without .*/refresh the refit"):
+            Run.open(run.directory).recommend([[3, 13, 23]])
+
+
+def test_rows_of_the_future_are_left_out_and_duplicates_counted(run: Run, tmp_path: Path) -> None:
+    night, future = days(7, 9), ("u00", 3, BEGIN + 100 * 365 * DAY)
+    about = run.refresh([write(tmp_path / "1.csv", [*night, night[0], future])])
+    assert about["rows"] == {**NONE, "new": 121, "duplicates": 1, "future": 1}
+    said = "; ".join(of_rows(about))
+    assert "1 rows repeat user, item and time of another, and count again" in said
+    assert "1 rows lie in the future, the last at 2123-" in said and about["last"].startswith("2023-11-22")
+    assert run.refresh([write(tmp_path / "2.csv", days(9, 12))])["rows"]["new"] == 180
+
+
 def test_few_cases_change_nothing(run: Run, tmp_path: Path) -> None:
     few = [row for row in days(7, 8) if row[0] < "u10"]
     about = run.refresh([write(tmp_path / "few.csv", few)])
@@ -257,7 +330,7 @@ def test_few_cases_change_nothing(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["prepare", "tokenize", "sft", "ranker", "item_knn", "write_json", "serve_refresh"])
+@pytest.mark.parametrize("step", ["prepare", "tokenize", "sft", "ranker", "item_knn", "write_refresh", "serve_refresh"])
 def test_killed_at_any_step_the_old_list_answers_and_the_same_command_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -276,7 +349,7 @@ def test_killed_at_any_step_the_old_list_answers_and_the_same_command_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        if step in ("write_json", "serve_refresh"):
+        if step in ("write_refresh", "serve_refresh"):
             patch.setattr(refresh_module, step, raises)
         patch.setattr(refresh_module, "make", killed)
         Run.open(run.directory).refresh([new])
@@ -370,6 +443,12 @@ BAD = {
         [(u, i, 1000 * t) for u, i, t in days(7, 9)],
         None,
         "its times are in milliseconds, and those of .* seconds",
+    ),
+    "zeros": ([(u, f"0{i}", t) for u, i, t in days(7, 9)], None, "item_id '0.*': the ids of .* are whole numbers"),
+    "future": (
+        [(u, i, t + 10**10) for u, i, t in days(7, 9)],
+        None,
+        "all of its rows lie in the future, the last at 23",
     ),
     "ids": (
         [(u, f"item-{i}", t) for u, i, t in days(7, 9)],

@@ -139,7 +139,7 @@ def fewest_epochs(likelihoods: NDArray[np.float64]) -> int:
     Args:
         likelihoods: (epochs + 1, N) weighted held-out log-likelihoods.
 
-    >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.91, -0.79]], 100))
+    >>> fewest_epochs(np.tile([[-1.0, -1.0], [-0.9, -0.8], [-0.95, -0.748]], 100))
     1
     """
     behind = likelihoods[likelihoods.mean(axis=1).argmax()] - likelihoods

@@ -136,6 +136,15 @@ def _fold_threads() -> Iterator[Executor]:
         torch.set_num_threads(threads)
 
 
+def helps(gained: Floats) -> bool:
+    """Return whether the mean of held-out gains (N,) is above its standard error.
+
+    >>> helps(np.array([0.1, 0.1, -0.05])), helps(np.array([0.1, 0.0, -0.05])), helps(np.array([]))
+    (True, False, False)
+    """
+    return bool(len(gained) and gained.mean() > gained.std() / len(gained) ** 0.5)
+
+
 def fit_weights(
     choices: Choices,
     names: Sequence[str],
@@ -160,7 +169,7 @@ def fit_weights(
                 _Linear(choices, names, [*linear.used, name], seed).cross_fitted(pool, [crossed.shrinkage]).likelihoods
                 - crossed.likelihoods
             )
-            if len(gained) and gained.mean() > gained.std() / len(gained) ** 0.5:
+            if helps(gained):
                 helpful.append(name)
         if helpful:
             linear = _Linear(choices, names, [name for name in used if name in {*linear.used, *helpful}], seed)

@@ -16,14 +16,14 @@ from adagrpo.lists.table import SOURCES, fused
 from adagrpo.pipeline.directory import REFIT, REFRESH, RunDirectory, hash_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
-from adagrpo.pipeline.json_files import read_events, read_json
+from adagrpo.pipeline.json_files import read_events, read_json, write_json
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.stage import RUN, Declare, sources_of
 from adagrpo.pipeline.staleness import states_of
 from adagrpo.pipeline.versions import open_version
 from adagrpo.storage.artifacts import manifest
-from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.hashes import hash_json, with_hash, without_hash
 from adagrpo.storage.writing import MANIFEST, write_file
 
 SERVED, ABOUT = "served.json", "refresh.json"  # of RUN/refresh, and of a refresh
@@ -55,14 +55,20 @@ def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
 
 def why_not_refit(refit: RunDirectory, chosen: str) -> str:
     """Return why a refit cannot be served; empty if it can."""
+    if why := _unfinished(refit, chosen):
+        return why
+    parts = states_of(refit, fitted_stages(refit, chosen)).values()
+    return next((f"is stale: its {part.name} is {part.state} ({part.why})" for part in parts if not part.usable), "")
+
+
+def _unfinished(made: RunDirectory, chosen: str, *more: str) -> str:
+    """Return why a refit, or a refresh with `more` stages, lacks a part of a list; empty if it has all."""
     try:
-        stages = fitted_stages(refit, chosen)
+        stages = [*fitted_stages(made, chosen), *more]
     except (UserError, OSError) as error:
         return f"cannot be read: {error}"
-    if any(not (refit.directory / name / MANIFEST).is_file() for name in stages):
-        return "is not finished"
-    parts = states_of(refit, stages).values()
-    return next((f"is stale: its {part.name} is {part.state} ({part.why})" for part in parts if not part.usable), "")
+    missing = [name for name in stages if not (made.directory / name / MANIFEST).is_file()]
+    return f"is not finished: it has no {missing[0]}" if missing else ""
 
 
 def fitted_stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
@@ -94,18 +100,37 @@ def refresh_of(run: RunDirectory, number: int, which: Literal["list", "trial"] =
 def refreshes(run: RunDirectory) -> tuple[int, int]:
     """Return the numbers of the refresh to serve, 0 for the refit, and the last finished one."""
     path = run.directory / REFRESH / SERVED
-    content = read_json(path) if path.is_file() else {"number": 0, "last": 0}
+    content = _as_written(run, path) if path.is_file() else {"number": 0, "last": 0}
     return int(content["number"]), int(content["last"])
 
 
 def serve_refresh(run: RunDirectory, number: int, last: int) -> None:
     """Serve another refresh from now on, 0 for the refit; `last` is finished."""
-    write_file(run.directory / REFRESH / SERVED, json.dumps({"number": number, "last": last}) + "\n")
+    content = with_hash({"number": number, "last": last})
+    write_file(run.directory / REFRESH / SERVED, json.dumps(content) + "\n")
 
 
 def about_refresh(run: RunDirectory, number: int) -> dict[str, Any]:
     """Return the content of a finished refresh's refresh.json."""
-    return read_json(run.directory / REFRESH / f"{number:04d}" / ABOUT)
+    return _as_written(run, run.directory / REFRESH / f"{number:04d}" / ABOUT)
+
+
+def write_refresh(run: RunDirectory, number: int, about: dict[str, Any]) -> None:
+    """Write refresh.json of a refresh."""
+    write_json(run.directory / REFRESH / f"{number:04d}" / ABOUT, with_hash(about))
+
+
+def _as_written(run: RunDirectory, path: Path) -> dict[str, Any]:
+    try:
+        return without_hash(read_json(path))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        folder = run.directory / REFRESH
+        raise UserError(f"{path}: missing, or not as it was written; without {folder} the refit is served") from error
+
+
+def why_unfinished(run: RunDirectory, number: int, chosen: str) -> str:
+    """Return why a refresh that took over lacks a part of its list; empty if it has all."""
+    return _unfinished(refresh_of(run, number), chosen, "tokenize")
 
 
 def decided_by(run: RunDirectory, chosen: str) -> str:
@@ -128,4 +153,6 @@ def served_refresh(run: RunDirectory, chosen: str) -> tuple[dict[str, Any] | Non
         return None, f"refresh {number} is of an earlier decision"
     if about["catalog"] != open_version(run).name:
         return None, f"refresh {number} is of version {about['catalog']} of the catalogue, which is not the latest"
+    if why := why_unfinished(run, number, chosen):
+        return None, f"refresh {number} {why}"
     return about, ""

@@ -5,7 +5,8 @@
    rows before them (`trial`), weights from those of the served list, for `GOING_ON` of the epochs of the refit. Both
    lists answer each user's first interaction of the newer half.
 3. The served list stays if the other's NDCG@10 is lower by more than `decide.margin` of its own and the 95 % interval
-   of the difference is below zero; or with fewer than `FEWEST` cases. The rows are kept all the same.
+   of the difference is below zero; or that interval reaches below a loss of `UNSEEN` of it; or with fewer than
+   `FEWEST` cases. The rows are kept all the same, and so the next comparison has more cases.
 4. Else the parts are fitted on all rows (`list`), weights from those of `trial`, and served: one rename.
 
 Impressions are kept and taken in the same way; cases are then weighted by `decide.exposure_power`. An item that the
@@ -40,11 +41,20 @@ from adagrpo.pipeline.catalog_update import codes_near, likeness, neighbours_of
 from adagrpo.pipeline.directory import REFRESH, RunDirectory, command, locked, path_of, weights_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import CatalogVersion, RunData
-from adagrpo.pipeline.json_files import write_json
 from adagrpo.pipeline.list_makers import ListMaker, lists_of
 from adagrpo.pipeline.make import make
 from adagrpo.pipeline.named_lists import Answering, ListOptions, answering, decision_now
-from adagrpo.pipeline.refit import ABOUT, about_refresh, decided_by, fitted_stages, refresh_of, refreshes, serve_refresh
+from adagrpo.pipeline.refit import (
+    ABOUT,
+    about_refresh,
+    decided_by,
+    fitted_stages,
+    refresh_of,
+    refreshes,
+    serve_refresh,
+    why_unfinished,
+    write_refresh,
+)
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.prepare import PREPARED, LogSource, log_source
 from adagrpo.pipeline.stages.tokenize import ENCODED, language_model_folder, reads_texts
@@ -54,13 +64,14 @@ from adagrpo.rewards.reranking import case_weights
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.language import language_vectors
 from adagrpo.semantic_ids.placement import seen_together
-from adagrpo.statistics import all_pairs
+from adagrpo.statistics import Interval, all_pairs
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.writing import remove
 from adagrpo.types import Ragged
 
 TOP = 10
 FEWEST, MOST = 30, 4_000  # cases of a comparison: with fewer the served list stays, more are sampled
+UNSEEN = 0.2  # of the NDCG@10: a loss that the cases of a comparison must exclude
 LEAST = (1, 2, 5, 10, 20, 50)  # interactions that an item may have to have, before it is in lists
 ROWS = "rows.parquet"  # of all logs so far, before data.min_...: user_id, item_id, timestamp [, basket]
 SHOWN = "shown.parquet"  # and what was shown: user_id, item_id, timestamp, clicked [, slot ...]
@@ -106,7 +117,8 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
             run.console.note(f"{REFRESH}: refresh {last} is of these files; nothing is made again")
             return done  # killed, or not waited for, when it had nothing left to do but to say so
         known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
-        found = _with_new_rows(run, logs, known)
+        lost = done.get("takes_over", False) and why_unfinished(run, last, done["list"])
+        found = _with_new_rows(run, logs, known, _seen_to(old.run) if lost else None)
         run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
         whole, trial = refresh_of(run, number), refresh_of(run, number, "trial")
         old.run.catalog = old.version.number
@@ -140,7 +152,7 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
             about["waiting"] = [names[item] for item in np.flatnonzero(candidates & ~listed)]
             about["items_admitted"] = int((candidates & listed).sum())
         about["seconds"] = round(time.monotonic() - started, 1)
-        write_json(run.directory / REFRESH / f"{number:04d}" / ABOUT, about)
+        write_refresh(run, number, about)
         now = number if compared["takes_over"] else served
         serve_refresh(run, now, number)
         kept = {number, now, about_refresh(run, now)["before"] if now else 0}
@@ -173,6 +185,10 @@ def of_rows(about: Mapping[str, Any]) -> list[str]:
     said += [f"{rows['shown']:,} impressions are new"] if rows.get("shown") else []
     said += [f"{rows['repeated']:,} rows were known"] if rows["repeated"] else []
     said += [f"{rows['late']:,} rows are from before {about['known_to']} and were not known"] if rows["late"] else []
+    if rows["duplicates"]:
+        said.append(f"{rows['duplicates']:,} rows repeat user, item and time of another, and count again")
+    if rows["future"]:
+        said.append(f"{rows['future']:,} rows lie in the future, the last at {about['last_future']}, and are left out")
     return [*said, *([f"no row is from {first_of(days)}, and such days have rows"] if days else [])]
 
 
@@ -199,7 +215,13 @@ def sentences(about: Mapping[str, Any]) -> list[str]:
     return [*said, f"{stays} of {about['list']} stays: {about['why']}", f"took {about['seconds']:.0f} s"]
 
 
-def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows:
+def _seen_to(made: RunDirectory) -> Any:
+    """Return the time of a fit's last row."""
+    return pl.read_parquet(made.path("prepare", TRAINING_LOGS), columns=[TIMESTAMP])[TIMESTAMP].max()
+
+
+def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path, since: Any = None) -> _Rows:
+    """Return all rows, those of `logs` behind those of `path`; with `since`, later ones of `path` are new too."""
     known = pl.read_parquet(path)
     if TIMESTAMP not in known.columns:
         raise UserError(f"{REFRESH}: the logs of {run.called} have no times, so nothing says which rows are newer")
@@ -227,7 +249,10 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
     for name in (USER_ID, ITEM_ID):
         given_ids = rows.get_column(name)
         typed = given_ids.cast(known.schema[name], strict=False)
-        if len(wrong := given_ids.filter(typed.is_null())):
+        other = typed.is_null()
+        if given_ids.dtype == pl.String:
+            other |= typed.cast(pl.String) != given_ids  # 0253 is not the item 253
+        if len(wrong := given_ids.filter(other)):
             raise UserError(f"{logs[0]}: {name} {wrong[0]!r}: the ids of {run.called} are whole numbers")
         rows = rows.with_columns(typed)
     if BASKET in rows.columns:
@@ -235,13 +260,24 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
         rows = rows.with_columns(pl.col(BASKET).cast(pl.String), last_line)
     if rows.schema[TIMESTAMP] != known.schema[TIMESTAMP]:
         rows, known = (one.with_columns(pl.col(TIMESTAMP).cast(pl.Float64)) for one in (rows, known))
+    if since is not None:
+        again, known = known.filter(pl.col(TIMESTAMP) > since), known.filter(pl.col(TIMESTAMP) <= since)
+        rows = pl.concat([again.select(rows.columns), rows.join(again, on=KEYS, how="anti", maintain_order="left")])
     users, known_users = rows[USER_ID].unique(), known[USER_ID].unique()
     if not users.is_in(known_users.implode()).any():
         raise UserError(
             f"{logs[0]}: none of its {len(users):,} users is one of the {len(known_users):,} of {run.called}; are ids"
             f" such as {users.sort()[0]!r} of the same kind as {known_users.sort()[0]!r}? ({options.columns.user})"
         )
-    latest = known[TIMESTAMP].max()
+    latest: Any = known[TIMESTAMP].max()
+    future, last = 0, rows[TIMESTAMP].max()
+    if unit is not None:
+        bound = max((time.time() + 86_400) * UNITS[unit], latest)  # a clock may be of another zone
+        future = len(rows)
+        rows = rows.filter(pl.col(TIMESTAMP) <= bound)
+        future -= len(rows)
+    if not len(rows):
+        raise UserError(f"{logs[0]}: all of its rows lie in the future, the last at {_said(last, unit)}")
     repeated = len(known.join(rows, on=KEYS, how="semi"))
     fresh = rows.join(known, on=KEYS, how="anti", maintain_order="left")
     newer = fresh.filter(pl.col(TIMESTAMP) > latest)
@@ -258,6 +294,7 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
         )
     times = newer[TIMESTAMP]
     counts = {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)}
+    counts |= {"duplicates": len(fresh) - fresh.select(KEYS).n_unique(), "future": future}
     about = {
         "understood": "a longer log" if 2 * repeated >= len(known) else "new rows",
         "rows": counts,
@@ -265,6 +302,7 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path) -> _Rows
         "new_items": int((~newer[ITEM_ID].unique().is_in(known[ITEM_ID].unique().implode())).sum()),
         **{"first": _said(times.min(), unit), "last": _said(times.max(), unit), "known_to": to},
         "dropped_days": _dropped_days(known[TIMESTAMP], times, unit),
+        "last_future": _said(last, unit) if future else None,
     }
     shown = _with_new_shown(source, read, refuse, of_shown, path.with_name(SHOWN), fresh)
     if shown is not None:
@@ -335,8 +373,7 @@ def _numbered(run: RunDirectory, old: Answering, found: _Rows) -> tuple[Dataset,
     numbered, ids = partial(build_dataset, logs, first, **counted), old.version.item_ids
     data = numbered(numbered_before=ids)
     times = data.interactions[TIMESTAMP]
-    seen_to = pl.read_parquet(old.run.path("prepare", TRAINING_LOGS), columns=[TIMESTAMP])[TIMESTAMP].max()
-    unseen = times.filter(times > seen_to).sort()
+    unseen = times.filter(times > _seen_to(old.run)).sort()
     if not len(unseen):
         raise UserError(f"{REFRESH}: no new row is left by data.min_user_interactions and data.min_item_interactions")
     start = float(unseen[len(unseen) // 2])
@@ -475,21 +512,35 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     served = ListMaker(Models(of)).recommender(name, old.run.path(*weights_in))
     before = lists_of(served, data, theirs, of=of).items
     of_old[asked] = weights[asked] * ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
-    gain = all_pairs({"new": values[chosen], "old": of_old})["new", "old"]
-    margin = run.config.decide.margin * float(of_old.mean())
-    worse = gain.high < 0 and -gain.mean > margin
-    lost = f"{-gain.mean:.4f} less than it, more than {margin:.4f}, {run.config.decide.margin:.2g} of its own"
+    gain, why_not, why = _verdict(values[chosen], of_old, run.config.decide.margin)
     return {
         "cases": len(cases),
         "exposure_weighted": data.times_shown is not None and data.exposure_power > 0,
         f"ndcg@{TOP}": {"served": float(of_old.mean()), "refreshed": float(values[chosen].mean())},
-        "gain": [gain.mean, gain.low, gain.high],
-        "takes_over": not worse,
-        "why": f"it has {lost}" if worse else "the cases do not show it to be worse",
+        "gain": [*gain[:3]],
+        "takes_over": not why_not,
+        "why": why_not or why,
         "least": chosen,
         "candidates": int(candidates.sum()),
         "by_least": {str(least): float(found.mean()) for least, found in values.items()},
     }
+
+
+def _verdict(new: NDArray[np.float64], old: NDArray[np.float64], margin: float) -> tuple[Interval, str, str]:
+    """Return what a list gains by its cases (N,), why it does not take over, empty if it does, and why it does."""
+    gain, served = all_pairs({"new": new, "old": old})["new", "old"], float(old.mean())
+    larger = max(served, float(new.mean()))
+    unseen = max(0.0, -gain.low) / larger if larger else 0.0
+    why = f"the cases do not show it to be worse, and exclude a loss of more than {unseen:.0%}"
+    if gain.high < 0 and -gain.mean > margin * served:
+        return (
+            gain,
+            f"it has {-gain.mean:.4f} less than it, more than {margin * served:.4f}, {margin:.2g} of its own",
+            why,
+        )
+    if unseen > max(UNSEEN, margin):
+        return gain, f"the cases do not exclude a loss of {unseen:.0%}; the rows are kept for the next refresh", why
+    return gain, "", why
 
 
 def _without(lists: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
