@@ -49,6 +49,18 @@ def test_the_page_of_the_project_is_what_its_rows_give() -> None:
     assert set(TARGETS) <= {row["name"] for row in rows} & set(page.SHOWN)
 
 
+def test_the_first_line_of_the_page_has_the_figures_of_the_rows() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    value = {row["name"]: round(row["value"]) for row in rows}
+    said = (
+        f"the compact policy answers {value['serve_rps_32']} requests a second over HTTP, the hybrid one"
+        f" {value['serve_rps_32_hybrid']}, a fused list {value['serve_rps_32_fused']}; Amazon Beauty goes from logs to"
+        f" report in {value['beauty_end_to_end_min']} minutes; 20 million interactions are read in"
+        f" {value['prepare_20m_s']} seconds."
+    )
+    assert said in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
 def test_the_check_names_rows_whose_code_has_changed_since_and_what(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b")

@@ -532,6 +532,7 @@ def _verdict(new: NDArray[np.float64], old: NDArray[np.float64], margin: float) 
     larger = max(served, float(new.mean()))
     unseen = max(0.0, -gain.low) / larger if larger else 0.0
     why = f"the cases do not show it to be worse, and exclude a loss of more than {unseen:.0%}"
+    why = "the cases show it to be better" if gain.low > 0 else why
     if gain.high < 0 and -gain.mean > margin * served:
         return (
             gain,
