@@ -130,6 +130,9 @@ def test_no_verdict_where_something_chose_the_users() -> None:
     result = analyse(PLAN, users_of(PLAN, mixed, feedback), now=AFTER)
     assert "answers are from another arm than the user's" in result["reasons"]["new"]
     nobody = Units(exposures.clear().select(pl.col("arm")), 0, 0, 0, 0)
+    before = analyse(PLAN, nobody, now=datetime.fromtimestamp(PLAN.begins - 1, UTC))
+    assert before["verdicts"] == {"new": "inconclusive"}
+    assert before["reasons"] == {"new": f"its window begins on {PLAN.start}"}
     assert analyse(PLAN, nobody, now=AFTER)["reasons"] == {"new": "no user was shown anything in the window"}
 
 

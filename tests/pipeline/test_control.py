@@ -71,7 +71,7 @@ def test_the_file_is_a_list_of_the_table_with_hits_by_hand(decided: tuple[Run, d
     said = decision_text(content)
     verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not significantly different from"
     assert f"It {verdict} control, what users get today: {mean:+.4f} [{low:+.4f}, {high:+.4f}] NDCG@10" in said
-    assert "half of whom keep control" in said
+    assert "half of whom get control" in said
 
 
 def test_what_the_logs_do_not_know_is_counted_with_its_first(decided: tuple[Run, dict[str, Any], Path]) -> None:

@@ -68,7 +68,7 @@ def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_pat
     assert table.select("user_id", "items").rows() == expected
     assert table["scores"].list.len().to_list() == table["items"].list.len().to_list()
     assert table.schema == {"user_id": pl.String, "items": pl.List(pl.Int64), "scores": pl.List(pl.Float32)}
-    counts = {"users": 5, "users_without_a_list": 2, "unknown_users": 0, "unknown_item_ids": 2}
+    counts = {"users": 5, "users_without_a_list": 2, "unknown_users": 5, "unknown_item_ids": 2}
     assert {name: summary[name] for name in counts} == counts
     assert (summary["arm"], summary["precision"], summary["k"]) == (about["arm"], about["precision"], 4)
     assert summary == json.loads((tmp_path / "out/summary.json").read_text()) | {"folder": str(tmp_path / "out")}

@@ -300,6 +300,14 @@ def test_a_refresh_without_a_part_does_not_answer_and_is_made_again(
         assert Run.open(run.directory).recommend([[3, 13, 23]]).scores == whole.scores
 
 
+def test_what_was_gone_back_from_can_be_taken_again(refreshed: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(refreshed[0].directory, tmp_path / "run"))
+    run.serve_before()
+    again = run.refresh([refreshed[0].directory.parent / "new.csv"])
+    assert (again["number"], again["before"], again["rows"]) == (2, 0, refreshed[1]["rows"])
+    assert run.recommend([[3, 13, 23]]).scores == refreshed[0].recommend([[3, 13, 23]]).scores
+
+
 @pytest.mark.parametrize("name", ["served.json", "0001/refresh.json"])
 def test_a_damaged_file_of_a_refresh_is_named(refreshed: tuple[Run, dict[str, Any]], tmp_path: Path, name: str) -> None:
     run = Run.open(shutil.copytree(refreshed[0].directory, tmp_path / "run"))
@@ -434,7 +442,7 @@ BAD = {
     "older_only": (
         [(u, i, t - 60 * DAY) for u, i, t in days(0, 3)],
         None,
-        "its 180 rows are all from before 2023-11-20",
+        "all 180 rows are from before 2023-11-20",
     ),
     "columns": (days(7, 9), ("user_id", "item", "timestamp"), "item_id"),
     "users": ([(f"person-{u}", i, t) for u, i, t in days(7, 9)], None, "none of its 60 users is one of the 60 of"),

@@ -334,7 +334,8 @@ def _next_commands(preview: dict[str, Any]) -> list[str]:
         sets, stated = [*sets, events], [*stated, events]
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []
-    prepare = " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad])
-    if not {"timestamp", "order"} & preview["mapping"].keys():  # init refuses logs without an order
+    if not {"timestamp", "order"} & preview["mapping"].keys():  # the others refuse logs without an order
+        prepare = " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad])
         return [f"{prepare} --set data.split.kind=impressions"]
-    return [" ".join([f"adagrpo init {files} --out recipe.yaml", *stated]), prepare]
+    decide = " ".join([f"adagrpo decide {files} --out runs/mine", *stated, *bad])
+    return [" ".join([f"adagrpo init {files} --out recipe.yaml", *stated]), decide]

@@ -68,10 +68,13 @@ def analyse(
             f"the log has no feedback of kind {unseen} yet, which counts as 0; its kinds are {known}. "
             "Check the spelling in the plan"
         )
-    early = plan.looks == "end" and now.timestamp() < plan.ends
+    unbegun = now.timestamp() < plan.begins
+    early = unbegun or (plan.looks == "end" and now.timestamp() < plan.ends)
     if early:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
         waits = f"the plan looks at the end, and the window ends on {ends}"
+        if unbegun:
+            waits, refused = f"its window begins on {plan.start}", {}
         refused = {treatment: refused.get(treatment) or waits for treatment in plan.treatments}
     shown = [treatment for treatment in plan.treatments if treatment not in refused]
     result["effects"] = effects_of(plan, units, stopped, shown)

@@ -127,10 +127,12 @@ class Eligibility:
         return matching
 
 
-def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
-    """Return why a list is shorter than requested, or None."""
+def why_short(narrowing: Narrowing, wanted: int, found: int, ruled: bool = False) -> str | None:
+    """Return why a list is shorter than requested, or None; `ruled`: rules may leave out what is eligible."""
     if found >= wanted:
         return None
+    if ruled and narrowing.left > found:
+        return f"rules and the history leave {found} of the {narrowing.left:,} eligible items"
     if narrowing.left == 0:
         return "no item is eligible"
     if found == 0:

@@ -153,12 +153,11 @@ class _Answering:
         done = {name: value for name, value in task.items() if name in ("number", "rows", "parts")}
         if "users" not in task:
             return done
-        wanted, users, histories, unknown_users = self.wanted, task["users"], task["histories"], 0
+        wanted, users, histories = self.wanted, task["users"], task["histories"]
         baskets, days, now = None, None, None
         if histories is None:
             found = [self.logged.of(user) for user in users]
             histories = [[self.served.item_ids[item] for item in one or []] for one in found]
-            unknown_users = sum(one is None for one in found)
             baskets = [self.logged.baskets_of(user) for user in users]
             days, now = [self.logged.days_of(user) for user in users], self.logged.now
         answers = answer(
@@ -180,7 +179,7 @@ class _Answering:
             "first_row": task["first_row"],
             "users": len(users),
             "users_without_a_list": sum(not one.items for one in answers),  # also after filters and history
-            "unknown_users": unknown_users,  # not in the logs
+            "unknown_users": sum(str(user) not in self.data.user_rows for user in users),  # of the logs
             "unknown_item_ids": sum(len(one.unknown) for one in answers),
             "popular_lists": sum(bool(one.items) and one.source == "popular" for one in answers),
         }

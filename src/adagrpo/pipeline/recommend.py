@@ -66,7 +66,8 @@ def recommend_users(
     served, about = recommender(run, asked)
     answers = answering(run, asked)
     if answers.refit:
-        run.console.note(f"note: {answers.name} as refit on all interactions; --as-measured takes the measured list")
+        fresh = f"of refresh {answers.refresh}" if answers.refresh else "as refit on all interactions"
+        run.console.note(f"note: {answers.name} {fresh}; --as-measured takes the measured list")
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
     weights = hash_of(answers.run, answers.chosen.weights / "model.safetensors")

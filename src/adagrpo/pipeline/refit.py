@@ -128,11 +128,6 @@ def _as_written(run: RunDirectory, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing, or not as it was written; without {folder} the refit is served") from error
 
 
-def why_unfinished(run: RunDirectory, number: int, chosen: str) -> str:
-    """Return why a refresh that took over lacks a part of its list; empty if it has all."""
-    return _unfinished(refresh_of(run, number), chosen, "tokenize")
-
-
 def decided_by(run: RunDirectory, chosen: str) -> str:
     """Return the hash of what a refresh is of: the list and its fits."""
     refit = refit_of(run)
@@ -153,6 +148,6 @@ def served_refresh(run: RunDirectory, chosen: str) -> tuple[dict[str, Any] | Non
         return None, f"refresh {number} is of an earlier decision"
     if about["catalog"] != open_version(run).name:
         return None, f"refresh {number} is of version {about['catalog']} of the catalogue, which is not the latest"
-    if why := why_unfinished(run, number, chosen):
+    if why := _unfinished(refresh_of(run, number), chosen, "tokenize"):
         return None, f"refresh {number} {why}"
     return about, ""

@@ -52,7 +52,6 @@ from adagrpo.pipeline.refit import (
     refresh_of,
     refreshes,
     serve_refresh,
-    why_unfinished,
     write_refresh,
 )
 from adagrpo.pipeline.stage import Declaration
@@ -117,8 +116,8 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
             run.console.note(f"{REFRESH}: refresh {last} is of these files; nothing is made again")
             return done  # killed, or not waited for, when it had nothing left to do but to say so
         known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
-        lost = done.get("takes_over", False) and why_unfinished(run, last, done["list"])
-        found = _with_new_rows(run, logs, known, _seen_to(old.run) if lost else None)
+        left = done.get("takes_over", False) and served != last  # gone back from, or a part of it is missing
+        found = _with_new_rows(run, logs, known, _seen_to(old.run) if left else None)
         run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
         whole, trial = refresh_of(run, number), refresh_of(run, number, "trial")
         old.run.catalog = old.version.number
@@ -278,18 +277,19 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path, since: A
         future -= len(rows)
     if not len(rows):
         raise UserError(f"{logs[0]}: all of its rows lie in the future, the last at {_said(last, unit)}")
+    called, ends = (str(logs[0]), "ends") if len(logs) == 1 else (f"{len(logs)} logs", "end")
     repeated = len(known.join(rows, on=KEYS, how="semi"))
     fresh = rows.join(known, on=KEYS, how="anti", maintain_order="left")
     newer = fresh.filter(pl.col(TIMESTAMP) > latest)
     to = _said(latest, unit)
     if not len(newer) and repeated:
         raise UserError(
-            f"{logs[0]}: ends at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is"
+            f"{called}: {ends} at {_said(rows[TIMESTAMP].max(), unit)}, and {run.called} has all to {to}: nothing is"
             " new; give a log that ends later"
         )
     if not len(newer):
         raise UserError(
-            f"{logs[0]}: its {len(rows):,} rows are all from before {to}, up to where {run.called} has them; older rows"
+            f"{called}: all {len(rows):,} rows are from before {to}, up to where {run.called} has them; older rows"
             " are for `adagrpo decide` with the whole log"
         )
     times = newer[TIMESTAMP]

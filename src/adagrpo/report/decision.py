@@ -165,7 +165,7 @@ def decision_text(content: Mapping[str, Any]) -> str:
     trial = content["experiment"]
     if trial is not None:
         plan = f"the plan, {trial['plan']}, is frozen when the service starts"
-        lines += ["", f"Or try it on users, half of whom keep {content['control']}; {plan}:"]
+        lines += ["", f"Or try it on users, half of whom get {content['control']}; {plan}:"]
         lines += ["", trial["serve"]]
     return "\n".join(lines)
 
@@ -177,7 +177,7 @@ def list_advice(result: Mapping[str, Any], decision: Mapping[str, Any] | None, c
         own, both = (round(1000 * result["orders"][name]["hr@10"]) for name in ("policy", "mix"))
         advice.append(
             f"Of 1,000 users {own} find their next item in the policy's list of ten, and {both} in the re-ranked one"
-            " (validation cases)."
+            " (validation cases, one item each)."
         )
     if decision is None:
         command = f"`adagrpo decide --run {shlex.quote(str(called))}`"

@@ -143,7 +143,7 @@ def _decision(content: Content) -> Section:
         ),
     ]
     if trial:
-        asked = f"To try it on users, half of whom keep {content['control']}; the plan is {trial['plan']}:"
+        asked = f"To try it on users, half of whom get {content['control']}; the plan is {trial['plan']}:"
         blocks += [Block("p", asked), Block("pre", trial["serve"])]
     return Section("decision", "Decision", blocks, "Decision")
 
