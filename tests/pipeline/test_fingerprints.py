@@ -155,9 +155,13 @@ def test_a_section_is_held_against_the_default_of_its_place() -> None:
     """sft has 60 epochs where the recipe does not say, though a fit has one by default."""
     assert read_settings(config(), ["sft"]) == {}
     assert read_settings(config(sft={}), ["sft"]) == {}
-    assert read_settings(config(sft={"epochs": 1}), ["sft"]) == {"sft": {}}  # as the class has it, not the place
+    assert read_settings(config(sft={"epochs": 1}), ["sft"]) == {
+        "sft": {"patience": 3}
+    }  # as the class has it, not the place
     assert read_settings(config(sft={"epochs": 60}), ["sft", "seed"]) == {}
-    assert read_settings(config(sft={"epochs": 3, "checkpoint_seconds": 1}), ["sft"]) == {"sft": {"epochs": 3.0}}
+    assert read_settings(config(sft={"epochs": 3, "checkpoint_seconds": 1}), ["sft"]) == {
+        "sft": {"epochs": 3.0, "patience": 3}
+    }
 
 
 def test_rewards_are_told_apart_by_their_kind() -> None:
