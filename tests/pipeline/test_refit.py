@@ -149,9 +149,10 @@ def test_a_refit_that_was_killed_half_way_is_not_served_and_goes_on(
     heard = Heard()
     lists = Run.open(copied, console=heard).recommend([[3, 13]])
     assert lists.scores == as_measured and not lists.about["refit"]
-    said = f"note: the refit of {decided[1]['chosen']} is not finished: it has no ranker, so the list is served as measured;"
+    lacks = "is not finished: it has no ranker"
+    said = f"note: the refit of {decided[1]['chosen']} {lacks}, so the list is served as measured;"
     assert heard.notes == [f"{said} run `adagrpo decide --run {copied}`"]
-    assert status(copied)["refit"] == {"state": "not served", "why": "it is not finished"}
+    assert status(copied)["refit"] == {"state": "not served", "why": f"it {lacks}"}
     Run.open(copied).decide()
     events = (copied / "refit" / "events.jsonl").read_text(encoding="utf-8").splitlines()
     made = [(row["stage"], row["event"]) for row in map(json.loads, events)]
