@@ -133,6 +133,11 @@ def packed(ranks: NDArray[np.uint8]) -> str:
     return base64.b85encode(zlib.compress(ranks.tobytes(), 9)).decode("ascii")
 
 
+def unpacked(text: str) -> NDArray[np.uint8]:
+    """The ranks (U,) of such a text."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint8)
+
+
 def predictions(made: Run, name: str) -> pl.DataFrame:
     """The measured lists of test cases, a row an item, by the name of the list."""
     trained = name != START and parse_list(name).order == "policy"
@@ -178,7 +183,7 @@ def lists(rows: Sequence[Mapping[str, Any]], short: bool = False) -> Table:
         served = float(np.mean([row["contenders"][row["chosen"]]["test"]["hr@10"] for row in own]))
         cells = [f"{value:.4f}".removeprefix("0") for value in (*means, served)]
         mean, low, high = 100 * np.mean([row["gained"][RERANK] for row in own], axis=0)
-        cells.append(_interval(*map("{:+.2f}".format, (mean, low, high))) if len(own) == 1 else f"{mean:+.2f}")
+        cells.append(interval(*map("{:+.2f}".format, (mean, low, high))) if len(own) == 1 else f"{mean:+.2f}")
         label = SETS.get(data, UNWEIGHTED) + (f", {len(own)} seeds" if len(own) > 1 else "")
         lines.append((label, *cells))
     return Table.of(("HR@10", *names, "served", "fused over re-ranked, points"), lines, best=bold)
@@ -191,7 +196,7 @@ def gains(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| set | seed | " + " | ".join(f"over {name}" for name in names) + " |", "|---|--:|" + "--:|" * len(names)]
     for row in own:
         gained = [row["gained"].get(name) for name in names]  # the reward alone is left out where it is slow
-        cells = ["–" if one is None else _interval(*(f"{100 * end:+.2f}" for end in one)) for one in gained]
+        cells = ["–" if one is None else interval(*(f"{100 * end:+.2f}" for end in one)) for one in gained]
         lines.append(f"| {row['set']} | {row['seed']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -205,12 +210,13 @@ def trained(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in (row for row in rows if row["trained"]):
         best, *ends = re.findall(r"(\S+) has (\S+) \[(\S+), (\S+)\]", row["training"])[0]
         found = -100 * np.array(row["gained"][best])[[0, 2, 1]]
-        cells = row["set"], row["seed"], row["chosen"], best, _interval(*ends), _interval(*map("{:+.2f}".format, found))
+        cells = row["set"], row["seed"], row["chosen"], best, interval(*ends), interval(*map("{:+.2f}".format, found))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def _interval(mean: str, low: str, high: str) -> str:
+def interval(mean: str, low: str, high: str) -> str:
+    """An estimate with its interval, from their texts."""
     return f"{mean} ({low} to {high})"
 
 

@@ -10,8 +10,6 @@ over those that have rows.
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,27 +19,22 @@ import yaml
 from numpy.typing import NDArray
 
 from adagrpo.lists.names import FUSE
+from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, format_p, to_markdown
 from adagrpo.statistics import Interval, crossed_interval, crossed_parts, holm, mean_interval
 from research.command import run
-from research.figures.seven_sets import SETS
+from research.decisions.sets import interval, unpacked
+from research.figures.seven_sets import PUBLISHED, SETS
 
-__all__ = ["Comparison", "comparisons", "table", "unpacked"]
+__all__ = ["Comparison", "comparisons", "table"]
 
 HERE = Path(__file__).parent
 ROWS = HERE / "sets-december.jsonl"
+TOP = 10
 CALLED = {"item_knn": "item-kNN", "ease": "EASE", "user_knn": "user-kNN", "sft": "policy"}
-# The best single model known, history masked, full catalogue, leave-one-out. Beauty, Toys: BSARec, five seeds
-# (MTandHJ/RecBoard); Sports: MARIUS, as its paper says; MovieLens-1M: FuXi-α on the standard split
-# (blondered/transformer_benchmark); Scientific: UniSRec, second hand.
-PUBLISHED = {
-    "amazon-beauty": (0.1002, 0.0610),
-    "amazon-toys": (0.1078, 0.0663),
-    "amazon-sports": (0.0672, 0.0362),
-    "amazon18-scientific": (0.1235, 0.0634),
-    "ml-1m": (0.3164, 0.1813),
-}
+# Further ones. Sports: MARIUS, as its paper says; Scientific: UniSRec, second hand.
+BARS = PUBLISHED | {"amazon-sports": (0.0672, 0.0362), "amazon18-scientific": (0.1235, 0.0634)}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -74,10 +67,10 @@ def comparisons(rows: Rows, plan: Mapping[str, Any]) -> list[Comparison]:
             shown: [unpacked(row["ranks"][one]) for row, one in zip(own, names, strict=True)]
             for shown, names in of.items()
         }
-        hits = {shown: [np.where(one > 0, 1.0, 0.0) for one in each] for shown, each in ranks.items()}
-        ndcg = {shown: [_discounted(one) for one in each] for shown, each in ranks.items()}
-        means = {shown: (float(np.mean(hits[shown])), float(np.mean(ndcg[shown]))) for shown in of}
-        gained = (_less(hits["fused"], hits["single"]), _less(ndcg["fused"], ndcg["single"]))
+        hits = {shown: [hit_rate(one, TOP) for one in each] for shown, each in ranks.items()}
+        gains = {shown: [ndcg(one, TOP) for one in each] for shown, each in ranks.items()}
+        means = {shown: (float(np.mean(hits[shown])), float(np.mean(gains[shown]))) for shown in of}
+        gained = (_less(hits["fused"], hits["single"]), _less(gains["fused"], gains["single"]))
         found.append(Comparison(name, len(own), single, means, gained, _less(hits["served"], hits["fused"]), None))
     family = [one.set for one in found if one.set in plan["sets"]]
     tested = {one.set: one.gained[0].p_value for one in found}
@@ -89,18 +82,9 @@ def _validation(row: Mapping[str, Any], name: str) -> float:
     return float(row["contenders"][name]["validation"]["ndcg@10"])
 
 
-def _discounted(ranks: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.where(ranks > 0, 1 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
-
-
 def _less(values: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> Interval:
     differences = [a - b for a, b in zip(values, others, strict=True)]
     return mean_interval(differences[0]) if len(differences) == 1 else crossed_interval(crossed_parts(differences))
-
-
-def unpacked(text: str) -> NDArray[np.uint8]:
-    """The ranks (U,) that `sets.packed` wrote."""
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=np.uint8)
 
 
 def table(rows: Rows) -> Table:
@@ -113,7 +97,7 @@ def table(rows: Rows) -> Table:
     order = [*plan["sets"], *plan["feeds"], *plan["ties"]]
     lines, bold = [], set()
     for one in sorted(comparisons(rows, plan), key=lambda one: order.index(one.set)):
-        published = PUBLISHED.get(one.set)
+        published = BARS.get(one.set)
         pairs = [one.means["single"], one.means["fused"], one.means["served"], published]
         bold.add((len(lines), 3 + max(range(3), key=lambda place: pairs[place] and pairs[place][0])))
         lines.append(
@@ -145,8 +129,7 @@ def _pair(pair: tuple[float, float] | None) -> str:
 def _points(found: Interval) -> str:
     if found.low == found.high == 0:
         return "equal"
-    mean, low, high = (f"{100 * value:+.2f}" for value in found[:3])
-    return f"{mean} ({low} to {high})"
+    return interval(*(f"{100 * value:+.2f}" for value in found[:3]))
 
 
 def main() -> None:

@@ -133,6 +133,8 @@ def test_no_verdict_where_something_chose_the_users() -> None:
     before = analyse(PLAN, nobody, now=datetime.fromtimestamp(PLAN.begins - 1, UTC))
     assert before["verdicts"] == {"new": "inconclusive"}
     assert before["reasons"] == {"new": f"its window begins on {PLAN.start}"}
+    of_another = analyse(PLAN, nobody, now=datetime.fromtimestamp(PLAN.begins - 1, UTC), mismatch="another plan's log")
+    assert (of_another["verdicts"], of_another["reasons"]) == ({"new": "invalid"}, {"new": "another plan's log"})
     assert analyse(PLAN, nobody, now=AFTER)["reasons"] == {"new": "no user was shown anything in the window"}
 
 

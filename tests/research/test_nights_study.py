@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
+from adagrpo.pipeline.refresh import UNSEEN
 from adagrpo.report.page import read_rows
 from research.nights import __main__ as study
 from research.refit.__main__ import with_rows
@@ -21,6 +22,16 @@ PLAN = yaml.safe_load((study.HERE / "plan.yaml").read_text(encoding="utf-8"))
 def test_the_page_is_made_of_the_rows() -> None:
     page = (study.HERE / "README.md").read_text(encoding="utf-8")
     assert with_rows(page, study.table(list(read_rows(study.ROWS)))) == page
+
+
+def test_the_page_says_which_loss_its_nights_exclude() -> None:
+    nights = [night for row in read_rows(study.ROWS) for night in row["nights"]]
+    unseen = max(-night["gain"][1] / max(night["ndcg@10"].values()) for night in nights)
+    said = (
+        f"all {len(nights)} took over, and would have under the rule that was added later (each night's cases exclude"
+    )
+    page = (study.HERE / "README.md").read_text(encoding="utf-8")
+    assert f"{said} a loss of more than {100 * unseen:.0f} %" in page and unseen < UNSEEN
 
 
 def test_a_shop_is_watched_on_the_day_after_the_last_night() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from research.decisions.sets import packed
-from research.decisions.single_models import comparisons, unpacked
+from research.decisions.sets import packed, unpacked
+from research.decisions.single_models import comparisons
 
 PLAN = {"single": ["ranker", "sft"], "sets": ["first", "second"]}
 

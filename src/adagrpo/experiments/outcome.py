@@ -35,6 +35,9 @@ class Stopped(NamedTuple):
     units: Units
 
 
+NOBODY = "no user was shown anything in the window"
+
+
 def analyse(
     plan: Plan,
     units: Units,
@@ -74,7 +77,8 @@ def analyse(
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
         waits = f"the plan looks at the end, and the window ends on {ends}"
         if unbegun:
-            waits, refused = f"its window begins on {plan.start}", {}
+            waits = f"its window begins on {plan.start}"
+            refused = {treatment: reason for treatment, reason in refused.items() if reason != NOBODY}
         refused = {treatment: refused.get(treatment) or waits for treatment in plan.treatments}
     shown = [treatment for treatment in plan.treatments if treatment not in refused]
     result["effects"] = effects_of(plan, units, stopped, shown)
@@ -123,7 +127,7 @@ def _invalid(
 
 def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | None:
     if not checks:
-        return "no user was shown anything in the window"
+        return NOBODY
     failed = next((check for check in checks if not check.passes), None)
     if failed is not None:
         counts = ", ".join(f"{arm} {count}" for arm, count in failed.counts.items())

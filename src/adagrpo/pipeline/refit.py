@@ -55,20 +55,21 @@ def make_refit(run: RunDirectory, chosen: str) -> dict[str, Any]:
 
 def why_not_refit(refit: RunDirectory, chosen: str) -> str:
     """Return why a refit cannot be served; empty if it can."""
-    if why := _unfinished(refit, chosen):
+    stages, why = _parts(refit, chosen)
+    if why:
         return why
-    parts = states_of(refit, fitted_stages(refit, chosen)).values()
+    parts = states_of(refit, stages).values()
     return next((f"is stale: its {part.name} is {part.state} ({part.why})" for part in parts if not part.usable), "")
 
 
-def _unfinished(made: RunDirectory, chosen: str, *more: str) -> str:
-    """Return why a refit, or a refresh with `more` stages, lacks a part of a list; empty if it has all."""
+def _parts(made: RunDirectory, chosen: str, *more: str) -> tuple[dict[str, Declare], str]:
+    """Return a list's stages in a refit, or a refresh with `more`, and why it lacks one; empty if it has all."""
     try:
-        stages = [*fitted_stages(made, chosen), *more]
+        stages = fitted_stages(made, chosen)
     except (UserError, OSError) as error:
-        return f"cannot be read: {error}"
-    missing = [name for name in stages if not (made.directory / name / MANIFEST).is_file()]
-    return f"is not finished: it has no {missing[0]}" if missing else ""
+        return {}, f"cannot be read: {error}"
+    missing = [name for name in (*stages, *more) if not (made.directory / name / MANIFEST).is_file()]
+    return stages, f"is not finished: it has no {missing[0]}" if missing else ""
 
 
 def fitted_stages(refit: RunDirectory, chosen: str) -> dict[str, Declare]:
@@ -125,7 +126,9 @@ def _as_written(run: RunDirectory, path: Path) -> dict[str, Any]:
         return without_hash(read_json(path))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         folder = run.directory / REFRESH
-        raise UserError(f"{path}: missing, or not as it was written; without {folder} the refit is served") from error
+        raise UserError(
+            f"{path}: missing, or not as it was written; delete {folder}, and the refit is served"
+        ) from error
 
 
 def decided_by(run: RunDirectory, chosen: str) -> str:
@@ -148,6 +151,6 @@ def served_refresh(run: RunDirectory, chosen: str) -> tuple[dict[str, Any] | Non
         return None, f"refresh {number} is of an earlier decision"
     if about["catalog"] != open_version(run).name:
         return None, f"refresh {number} is of version {about['catalog']} of the catalogue, which is not the latest"
-    if why := _unfinished(refresh_of(run, number), chosen, "tokenize"):
+    if why := _parts(refresh_of(run, number), chosen, "tokenize")[1]:
         return None, f"refresh {number} {why}"
     return about, ""

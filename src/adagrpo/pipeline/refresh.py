@@ -32,6 +32,7 @@ from adagrpo.data.columns import BASKET, ITEM, ITEM_ID, TIMESTAMP, USER, USER_ID
 from adagrpo.data.dataset import Dataset, build_dataset, in_hash_order
 from adagrpo.data.logs.interactions import Logs, Refusals, with_impressions
 from adagrpo.data.logs.log_fields import UNITS, moment
+from adagrpo.data.logs.question import latest_time
 from adagrpo.data.prepared import TRAINING_LOGS, load_items, write_item_columns, write_prepared
 from adagrpo.errors import UserError, first_of
 from adagrpo.evaluation.predictions import eligible_cases, ranks_in, sample_cases, select_cases
@@ -115,7 +116,12 @@ def refresh(run: RunDirectory, logs: Sequence[Path]) -> dict[str, Any]:
         if done.get("logs") == files and served == (last if done["takes_over"] else done["before"]):
             run.console.note(f"{REFRESH}: refresh {last} is of these files; nothing is made again")
             return done  # killed, or not waited for, when it had nothing left to do but to say so
-        known = refresh_of(run, last).path("prepare", ROWS) if goes_on else old.run.path("prepare", TRAINING_LOGS)
+        known = old.run.path("prepare", TRAINING_LOGS)
+        if goes_on:
+            known = refresh_of(run, last).directory / "prepare" / ROWS
+            if not known.is_file():
+                folder = run.directory / REFRESH
+                raise UserError(f"{known}: missing; delete {folder}, and give all rows since the decision")
         left = done.get("takes_over", False) and served != last  # gone back from, or a part of it is missing
         found = _with_new_rows(run, logs, known, _seen_to(old.run) if left else None)
         run.console.note(f"{REFRESH}: {'; '.join(of_rows(found.about))}")
@@ -269,15 +275,11 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path, since: A
             f" such as {users.sort()[0]!r} of the same kind as {known_users.sort()[0]!r}? ({options.columns.user})"
         )
     latest: Any = known[TIMESTAMP].max()
-    future, last = 0, rows[TIMESTAMP].max()
-    if unit is not None:
-        bound = max((time.time() + 86_400) * UNITS[unit], latest)  # a clock may be of another zone
-        future = len(rows)
-        rows = rows.filter(pl.col(TIMESTAMP) <= bound)
-        future -= len(rows)
-    if not len(rows):
-        raise UserError(f"{logs[0]}: all of its rows lie in the future, the last at {_said(last, unit)}")
+    bound = np.inf if unit is None else max(latest_time(time.time(), unit), latest)
+    future, rows = rows.filter(pl.col(TIMESTAMP) > bound)[TIMESTAMP], rows.filter(pl.col(TIMESTAMP) <= bound)
     called, ends = (str(logs[0]), "ends") if len(logs) == 1 else (f"{len(logs)} logs", "end")
+    if not len(rows):
+        raise UserError(f"{called}: all rows lie in the future, the last at {_said(future.max(), unit)}")
     repeated = len(known.join(rows, on=KEYS, how="semi"))
     fresh = rows.join(known, on=KEYS, how="anti", maintain_order="left")
     newer = fresh.filter(pl.col(TIMESTAMP) > latest)
@@ -294,7 +296,7 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path, since: A
         )
     times = newer[TIMESTAMP]
     counts = {"new": len(newer), "late": len(fresh) - len(newer), "repeated": len(rows) - len(fresh)}
-    counts |= {"duplicates": len(fresh) - fresh.select(KEYS).n_unique(), "future": future}
+    counts |= {"duplicates": len(fresh) - fresh.select(KEYS).n_unique(), "future": len(future)}
     about = {
         "understood": "a longer log" if 2 * repeated >= len(known) else "new rows",
         "rows": counts,
@@ -302,7 +304,7 @@ def _with_new_rows(run: RunDirectory, logs: Sequence[Path], path: Path, since: A
         "new_items": int((~newer[ITEM_ID].unique().is_in(known[ITEM_ID].unique().implode())).sum()),
         **{"first": _said(times.min(), unit), "last": _said(times.max(), unit), "known_to": to},
         "dropped_days": _dropped_days(known[TIMESTAMP], times, unit),
-        "last_future": _said(last, unit) if future else None,
+        "last_future": _said(future.max(), unit) if len(future) else None,
     }
     shown = _with_new_shown(source, read, refuse, of_shown, path.with_name(SHOWN), fresh)
     if shown is not None:
@@ -512,36 +514,34 @@ def _compare(run: RunDirectory, old: Answering, trial: RunDirectory, waiting: Se
     served = ListMaker(Models(of)).recommender(name, old.run.path(*weights_in))
     before = lists_of(served, data, theirs, of=of).items
     of_old[asked] = weights[asked] * ndcg(ranks_in(before[:, :TOP], theirs), TOP, theirs.sizes)
-    gain, why_not, why = _verdict(values[chosen], of_old, run.config.decide.margin)
+    gain, takes_over, why = _verdict(values[chosen], of_old, run.config.decide.margin)
     return {
         "cases": len(cases),
         "exposure_weighted": data.times_shown is not None and data.exposure_power > 0,
         f"ndcg@{TOP}": {"served": float(of_old.mean()), "refreshed": float(values[chosen].mean())},
         "gain": [*gain[:3]],
-        "takes_over": not why_not,
-        "why": why_not or why,
+        "takes_over": takes_over,
+        "why": why,
         "least": chosen,
         "candidates": int(candidates.sum()),
         "by_least": {str(least): float(found.mean()) for least, found in values.items()},
     }
 
 
-def _verdict(new: NDArray[np.float64], old: NDArray[np.float64], margin: float) -> tuple[Interval, str, str]:
-    """Return what a list gains by its cases (N,), why it does not take over, empty if it does, and why it does."""
+def _verdict(new: NDArray[np.float64], old: NDArray[np.float64], margin: float) -> tuple[Interval, bool, str]:
+    """Return what a list gains by its cases (N,), whether it takes over, and why."""
     gain, served = all_pairs({"new": new, "old": old})["new", "old"], float(old.mean())
     larger = max(served, float(new.mean()))
     unseen = max(0.0, -gain.low) / larger if larger else 0.0
-    why = f"the cases do not show it to be worse, and exclude a loss of more than {unseen:.0%}"
-    why = "the cases show it to be better" if gain.low > 0 else why
     if gain.high < 0 and -gain.mean > margin * served:
-        return (
-            gain,
-            f"it has {-gain.mean:.4f} less than it, more than {margin * served:.4f}, {margin:.2g} of its own",
-            why,
-        )
+        lost = f"{-gain.mean:.4f} less than it, more than {margin * served:.4f}, {margin:.2g} of its own"
+        return gain, False, f"it has {lost}"
     if unseen > max(UNSEEN, margin):
-        return gain, f"the cases do not exclude a loss of {unseen:.0%}; the rows are kept for the next refresh", why
-    return gain, "", why
+        kept = "the rows are kept for the next refresh"
+        return gain, False, f"the cases do not exclude a loss of {100 * unseen:.0f} %; {kept}"
+    if gain.low > 0:
+        return gain, True, "the cases show it to be better"
+    return gain, True, f"the cases do not show it to be worse, and exclude a loss of more than {100 * unseen:.0f} %"
 
 
 def _without(lists: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -138,9 +138,9 @@ class _Loop:
         """Whether as many validations as `patience` have not been better than the best one."""
         if not self.settings.patience or self.progress.step not in self.validate_at:
             return False
-        best = self.processes.gather(self.progress.best_step)[0]
-        since = sum(best < step <= self.progress.step for step in self.validate_at)
-        return bool(since >= self.settings.patience)
+        best: int = self.processes.gather(self.progress.best_step)[0]
+        since = [step for step in self.validate_at if best < step <= self.progress.step]
+        return len(since) >= self.settings.patience
 
     def step(self) -> dict[str, float]:
         step = self.progress.step

@@ -157,13 +157,18 @@ def _with_one(rows: pl.DataFrame) -> float:  # the share of users with one row
     return int((counts == 1).sum()) / len(counts)
 
 
+def latest_time(now: float, unit: str) -> float:
+    """Return the time, in a unit of `UNITS`, after which rows lie in the future; `now` is in seconds since 1970."""
+    return (now + 86_400) * UNITS[unit]  # a clock may be of another zone
+
+
 def future_note(logs: Logs, now: float) -> str | None:
     """Say how many rows lie in the future; `now` is in seconds since 1970."""
     unit = logs.understood.get("time", {}).get("unit")
     if unit is None:
         return None
     times = logs.interactions[TIMESTAMP]
-    latest = (now + 86_400) * UNITS[unit]  # a clock may be of another zone
+    latest = latest_time(now, unit)
     late = int((times > latest).sum())
     if not late:
         return None
