@@ -20,8 +20,9 @@ from adagrpo.pipeline import ListOptions, Run
 from adagrpo.pipeline import refresh as refresh_module
 from adagrpo.pipeline.files import CatalogVersion, RunData
 from adagrpo.pipeline.list_makers import ListMaker
+from adagrpo.pipeline.new_rows import SHOWN, of_rows
 from adagrpo.pipeline.refit import refit_of, refresh_of, refreshes
-from adagrpo.pipeline.refresh import of_rows, sentences
+from adagrpo.pipeline.refresh import sentences
 from adagrpo.pipeline.serve import Operation, _Wanted
 from adagrpo.pipeline.status import status
 from adagrpo.serving.model_manager import ModelManager
@@ -127,7 +128,7 @@ def test_what_was_shown_is_taken_along_night_after_night(world: Any, tmp_path: P
         assert about["exposure_weighted"] and any(": weighted NDCG@10 " in said for said in sentences(about))
         whole = refresh_of(run, night)
         expected = shown_of(days(0, last)).sort("user_id", "timestamp", "item_id")
-        kept = pl.read_parquet(whole.path("prepare") / refresh_module.SHOWN)
+        kept = pl.read_parquet(whole.path("prepare") / SHOWN)
         assert (
             kept.sort("user_id", "timestamp", "item_id").select(expected.columns).cast(expected.schema).equals(expected)
         )
@@ -142,7 +143,7 @@ def test_what_was_shown_is_taken_along_night_after_night(world: Any, tmp_path: P
         [write(tmp_path / "3.csv", [*days(0, 12), *((u, i, t + 9 * DAY) for u, i, t in days(3, 5))]), again]
     )
     assert third["understood"] == "a longer log" and third["rows"]["shown"] == 0
-    assert len(pl.read_parquet(refresh_of(run, 3).path("prepare") / refresh_module.SHOWN)) == 2 * 60 * 12
+    assert len(pl.read_parquet(refresh_of(run, 3).path("prepare") / SHOWN)) == 2 * 60 * 12
 
 
 def test_weights_go_on_for_a_tenth_of_the_epochs(refreshed: tuple[Run, dict[str, Any]]) -> None:

@@ -149,6 +149,7 @@ def test_why_a_list_is_short() -> None:
     assert why_short(Narrowing((), None, 0), 5, 0) == "no item is eligible"
     assert why_short(Narrowing((), None, 9), 5, 4) == "only 4 eligible items are left"
     assert why_short(Narrowing((), None, 9), 5, 4, True) == "rules and the history leave 4 of the 9 eligible items"
+    assert why_short(None, 5, 4, True) == "rules and the history leave 4 items" and why_short(None, 5, 4) is None
     assert why_short(Narrowing((), None, 4), 5, 4, True) == "only 4 eligible items are left"
     assert why_short(Narrowing((), None, 1), 5, 0) == "no eligible item is left"  # the history held it
 

@@ -127,10 +127,12 @@ class Eligibility:
         return matching
 
 
-def why_short(narrowing: Narrowing, wanted: int, found: int, ruled: bool = False) -> str | None:
+def why_short(narrowing: Narrowing | None, wanted: int, found: int, ruled: bool = False) -> str | None:
     """Return why a list is shorter than requested, or None; `ruled`: rules may leave out what is eligible."""
-    if found >= wanted:
+    if found >= wanted or (narrowing is None and not ruled):
         return None
+    if narrowing is None:
+        return f"rules and the history leave {found} items"
     if ruled and narrowing.left > found:
         return f"rules and the history leave {found} of the {narrowing.left:,} eligible items"
     if narrowing.left == 0:
