@@ -5,11 +5,10 @@
 
 DIR holds the sets as `examples.datasets` writes them; recipes are those of `research.fair_trial`. A row has
 what was chosen and, for every contender, HR@10 and NDCG@10 on validation and test; `gained` is what the fused list has
-more of HR@10 on test, with 95 % intervals over users. `sets.jsonl` is of November, and what the pages show;
-`sets-december.jsonl` is being measured, its `seconds` of runs that nobody interrupted. `--train` lets the trained arms
-of `sets.yaml` compete too.
-What has its row is not measured again. `sets-weights-alone.jsonl` has the same runs before fused lists had a network
-and successors, with trained arms on two sets.
+more of HR@10 on test, with 95 % intervals over users; `seconds` are of runs that nobody interrupted. `--train` lets the
+trained arms of `sets.yaml` compete too. What has its row is not measured again.
+`sets-november.jsonl` has runs of November's code, before lists had optional features, with trained arms on two sets,
+and `sets-weights-alone.jsonl` such ones before fused lists had a network and successors.
 """
 
 from __future__ import annotations
@@ -31,29 +30,31 @@ from numpy.typing import NDArray
 from adagrpo.console import StderrConsole
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, parse_list
+from adagrpo.metrics import hit_rate
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table
-from adagrpo.statistics import mean_interval
+from adagrpo.statistics import Interval, crossed_interval, crossed_parts, mean_interval
 from research.command import run
 from research.fair_trial.tune import folder_of, recipe_of
-from research.figures.seven_sets import SETS
+from research.figures.public_sets import SETS, label
 from research.rows import add_row
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "sets-december.jsonl"
+RESULTS = HERE / "sets.jsonl"
 KEY = ("set", "seed", "trained")
+TOP = 10
 SHOWN = {
     "popularity": "popularity",
     "item-kNN": "item_knn",
+    "EASE": "ease",
     "ranker": "ranker",
     "policy": START,
     "re-ranked": RERANK,
     "fused, no reward": FUSE_WITHOUT_REWARD,
     "fused": FUSE,
 }
-SHORT = ("policy", "re-ranked", "fused")
-UNWEIGHTED = "KuaiRand, unweighted"
+LONG = ("popularity", "fused, no reward")  # in the longer table alone
 
 
 def main() -> None:
@@ -65,9 +66,8 @@ def main() -> None:
         for seed in given.seeds:
             for name in given.sets:
                 _measure(name, seed, given.train, given.data, given.out)
-    for path in (HERE / "sets.jsonl", RESULTS):
-        rows = read_rows(path)
-        print(path.name, table(rows), gains(rows), trained(rows), sep="\n\n")
+    rows = read_rows(RESULTS)
+    print(table(rows), gains(rows), trained(rows), sep="\n\n")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -168,25 +168,29 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def lists(rows: Sequence[Mapping[str, Any]], short: bool = False) -> Table:
     """HR@10 on test of the lists of runs without trained arms, means over seeds, the best of a line in bold.
 
-    *Served* is the list that each run chose. The difference has an interval over users where a set has one seed.
+    *Served* is the list that each run chose. The difference has an interval as `difference` gives it.
 
     Args:
         rows: of `sets.jsonl`.
-        short: only the lists that re-rank or fuse, and what was served.
+        short: without popularity, the fused list without a reward, what was served and the difference.
     """
-    names = [*SHORT] if short else [*SHOWN]
+    names = [name for name in SHOWN if not (short and name in LONG)]
+    measured = dict.fromkeys(row["set"] for row in rows if not row["set"].endswith("-ties"))
+    places = [*SETS]
     lines, bold = [], set()
-    for data in dict.fromkeys(row["set"] for row in rows):
+    for data in sorted(measured, key=lambda name: places.index(name.removesuffix("-alike"))):
         own = [row for row in rows if row["set"] == data and not row["trained"]]
         means = [float(np.mean([row["contenders"][SHOWN[name]]["test"]["hr@10"] for row in own])) for name in names]
         bold.add((len(lines), 1 + int(np.argmax(means))))
-        served = float(np.mean([row["contenders"][row["chosen"]]["test"]["hr@10"] for row in own]))
-        cells = [f"{value:.4f}".removeprefix("0") for value in (*means, served)]
-        mean, low, high = 100 * np.mean([row["gained"][RERANK] for row in own], axis=0)
-        cells.append(interval(*map("{:+.2f}".format, (mean, low, high))) if len(own) == 1 else f"{mean:+.2f}")
-        label = SETS.get(data, UNWEIGHTED) + (f", {len(own)} seeds" if len(own) > 1 else "")
-        lines.append((label, *cells))
-    return Table.of(("HR@10", *names, "served", "fused over re-ranked, points"), lines, best=bold)
+        cells = [f"{value:.4f}".removeprefix("0") for value in means]
+        if not short:
+            served = float(np.mean([row["contenders"][row["chosen"]]["test"]["hr@10"] for row in own]))
+            ranks = [[unpacked(row["ranks"][name]) for row in own] for name in (FUSE, RERANK)]
+            gained = difference(*([hit_rate(one, TOP) for one in each] for each in ranks))
+            cells += [f"{served:.4f}".removeprefix("0"), interval(*(f"{100 * value:+.2f}" for value in gained[:3]))]
+        lines.append((label(data) + (f", {len(own)} seeds" if len(own) > 1 else ""), *cells))
+    more = () if short else ("served", "fused over re-ranked, points")
+    return Table.of(("HR@10", *names, *more), lines, best=bold)
 
 
 def gains(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -213,6 +217,16 @@ def trained(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = row["set"], row["seed"], row["chosen"], best, interval(*ends), interval(*map("{:+.2f}".format, found))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def difference(values: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> Interval:
+    """What lists have more than others, with a 95 % interval over users and seeds; of one seed, over its users.
+
+    Args:
+        values, others: (U,) of each seed.
+    """
+    differences = [a - b for a, b in zip(values, others, strict=True)]
+    return mean_interval(differences[0]) if len(differences) == 1 else crossed_interval(crossed_parts(differences))
 
 
 def interval(mean: str, low: str, high: str) -> str:

@@ -1,8 +1,8 @@
 """The fused list beside the strongest single model of each public set, and beside published figures.
 
-    python -m research.decisions.single_models
+    python -m research.decisions.single_models --table
 
-Of `sets-december.jsonl`, under the plan of `sets.yaml`: the single model is the one with the highest mean of
+Of `sets.jsonl`, under the plan of `sets.yaml`: the single model is the one with the highest mean of
 validation NDCG@10 over the seeds, and differences on test have 95 % intervals over users and seeds; those of a set
 with one seed are over its users alone. The p-values of HR@10 of the sets of `december.sets` are corrected by Holm,
 over those that have rows.
@@ -16,25 +16,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from adagrpo.lists.names import FUSE
 from adagrpo.metrics import hit_rate, ndcg
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, format_p, to_markdown
-from adagrpo.statistics import Interval, crossed_interval, crossed_parts, holm, mean_interval
+from adagrpo.statistics import Interval, holm
 from research.command import run
-from research.decisions.sets import interval, unpacked
-from research.figures.seven_sets import PUBLISHED, SETS
+from research.decisions.sets import difference, interval, unpacked
+from research.figures.public_sets import PUBLISHED, label
 
 __all__ = ["Comparison", "comparisons", "table"]
 
 HERE = Path(__file__).parent
-ROWS = HERE / "sets-december.jsonl"
+ROWS = HERE / "sets.jsonl"
 TOP = 10
 CALLED = {"item_knn": "item-kNN", "ease": "EASE", "user_knn": "user-kNN", "sft": "policy"}
-# Further ones. Sports: MARIUS, as its paper says; Scientific: UniSRec, second hand.
-BARS = PUBLISHED | {"amazon-sports": (0.0672, 0.0362), "amazon18-scientific": (0.1235, 0.0634)}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -70,8 +67,8 @@ def comparisons(rows: Rows, plan: Mapping[str, Any]) -> list[Comparison]:
         hits = {shown: [hit_rate(one, TOP) for one in each] for shown, each in ranks.items()}
         gains = {shown: [ndcg(one, TOP) for one in each] for shown, each in ranks.items()}
         means = {shown: (float(np.mean(hits[shown])), float(np.mean(gains[shown]))) for shown in of}
-        gained = (_less(hits["fused"], hits["single"]), _less(gains["fused"], gains["single"]))
-        found.append(Comparison(name, len(own), single, means, gained, _less(hits["served"], hits["fused"]), None))
+        gained = (difference(hits["fused"], hits["single"]), difference(gains["fused"], gains["single"]))
+        found.append(Comparison(name, len(own), single, means, gained, difference(hits["served"], hits["fused"]), None))
     family = [one.set for one in found if one.set in plan["sets"]]
     tested = {one.set: one.gained[0].p_value for one in found}
     corrected = dict(zip(family, holm([tested[name] for name in family]), strict=True))
@@ -80,11 +77,6 @@ def comparisons(rows: Rows, plan: Mapping[str, Any]) -> list[Comparison]:
 
 def _validation(row: Mapping[str, Any], name: str) -> float:
     return float(row["contenders"][name]["validation"]["ndcg@10"])
-
-
-def _less(values: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> Interval:
-    differences = [a - b for a, b in zip(values, others, strict=True)]
-    return mean_interval(differences[0]) if len(differences) == 1 else crossed_interval(crossed_parts(differences))
 
 
 def table(rows: Rows) -> Table:
@@ -97,7 +89,7 @@ def table(rows: Rows) -> Table:
     order = [*plan["sets"], *plan["feeds"], *plan["ties"]]
     lines, bold = [], set()
     for one in sorted(comparisons(rows, plan), key=lambda one: order.index(one.set)):
-        published = BARS.get(one.set)
+        published = PUBLISHED.get(one.set)
         pairs = [one.means["single"], one.means["fused"], one.means["served"], published]
         bold.add((len(lines), 3 + max(range(3), key=lambda place: pairs[place] and pairs[place][0])))
         lines.append(
@@ -112,14 +104,8 @@ def table(rows: Rows) -> Table:
             )
         )
     head = ("HR@10 / NDCG@10", "seeds", "strongest single model", "it has", "fused", "served", "published")
-    return Table.of((*head, "fused less single, points", "p (Holm)", "served less fused, points"), lines, best=bold)
-
-
-def label(name: str) -> str:
-    """What pages call a set of the plan."""
-    of = name.removesuffix("-ties").removesuffix("-masked")
-    more = {"-ties": ", shuffled ties", "-masked": ", masked"}
-    return SETS.get(of, of) + more.get(name.removeprefix(of), "")
+    head += ("fused less single, points", "p (Holm)", "served less fused, points")
+    return Table.of(head, lines, best=bold)
 
 
 def _pair(pair: tuple[float, float] | None) -> str:

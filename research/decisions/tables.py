@@ -11,20 +11,45 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.report.page import read_rows
+from adagrpo.report.tables import to_markdown
 from research.command import run
-from research.decisions import earlier, exposure_weights, features, network, richer, served, sets, shops, teacher
+from research.decisions import (
+    earlier,
+    exposure_weights,
+    features,
+    network,
+    richer,
+    served,
+    sets,
+    shops,
+    single_models,
+    teacher,
+)
 from research.marked_tables import keep_page
 
 __all__ = ["written"]
 
 HERE = Path(__file__).parent
+
+
+def _single_models(rows: Sequence[Mapping[str, Any]]) -> str:
+    return to_markdown(single_models.table(rows))
+
+
 TITLE = "# Which list to serve: tables"
 # heading, the command that prints the table, the rows' file, and what makes the table of them
 SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Mapping[str, Any]]], str]], ...] = (
     ("Public logs", "sets", "sets", sets.table),
     ("What the fused list has more of HR@10, points", "", "sets", sets.gains),
-    ("What the best trained and fused list has more than the fused one", "", "sets", sets.trained),
-    ("The same runs by weights alone, and with trained arms", "", "sets-weights-alone", sets.table),
+    (
+        "The fused list and the strongest single model",
+        "single_models",
+        "sets",
+        lambda rows: to_markdown(single_models.table(rows)),
+    ),
+    ("November's public logs, with trained arms too", "", "sets-november", sets.table),
+    ("What the best trained and fused list has more than the fused one", "", "sets-november", sets.trained),
+    ("November's runs by weights alone", "", "sets-weights-alone", sets.table),
     ("What a part of the fused list gives, and another would, validation", "richer", "richer", richer.table),
     ("Optional features of the fused list, validation", "features", "features", features.table),
     ("Choices at an earlier position too, validation", "earlier", "earlier", earlier.table),

@@ -32,9 +32,9 @@
 | `alone` | one `NAME.jsonl` of `research.paper_gate.alone` | |
 | `moved` | one `NAME.jsonl` of `research.paper_gate.moved` | |
 | `lists` | `sets`, of `research.decisions.sets` | `form=short` |
+| `single_models` | `sets`, of `research.decisions.sets`: the fused list beside the strongest of them | |
 | `verdicts` | `shops`, of `research.decisions.shops` | |
 | `leaks` | `leaks`, of `research.leaks.measure` | |
-| `sets` | the trial, `fair_trial`: the table of the README | |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
 Prose stays with those who write it. A marker in a code block is an example and is left alone.
@@ -56,11 +56,12 @@ from adagrpo.report.decision import contenders_table
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, to_markdown, to_text
 from adagrpo.storage.writing import write_file
+from research.decisions import single_models
 from research.decisions.sets import lists
 from research.decisions.shops import verdicts
 from research.fair_trial.corrected import corrected_table, read_differences
 from research.field_arms.measure import summary
-from research.figures.seven_sets import lists_of_sets, seven_sets_picture, seven_sets_table
+from research.figures.public_sets import lists_of_sets, public_sets_picture
 from research.leaks.measure import found_table
 from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.frontier import (
@@ -114,8 +115,8 @@ KEYS = {
     "alone": (),
     "field": (),
     "headline": ("arms", "split"),
-    "sets": (),
     "lists": ("form",),
+    "single_models": (),
     "verdicts": (),
     "leaks": (),
     "orders": ("measure", "less", "form"),
@@ -179,7 +180,7 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     """Write the charts that pages show: `figures/<name>/<what it shows>.svg` beside the comparison or quality map.
 
     A chart that no page of the folder shows is not drawn. Charts of studies (`research.pages.study_pictures`) and the
-    picture of the README, `figures/seven-sets.svg`, and the frontier of the gate are drawn where their rows are.
+    picture of the README, `figures/public-sets.svg`, and the frontier of the gate are drawn where their rows are.
 
     Args:
         results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
@@ -215,7 +216,7 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     if ratio.resolve() in on_pages:
         drawn[ratio] = ratio_picture(read_ratio()[1])
     if found := lists_of_sets(results):
-        drawn[results / "figures" / "seven-sets.svg"] = seven_sets_picture(found)
+        drawn[results / "figures" / "public-sets.svg"] = public_sets_picture(found)
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
@@ -290,8 +291,6 @@ def _marker(line: str, place: str) -> Marker:
 
 def _made(marker: Marker, results: Path) -> Table:
     name, options = marker.names[0], marker.options
-    if marker.kind == "sets":
-        return seven_sets_table(results)
     if marker.kind == "starting":
         return starting_table(results, marker.names)
     if marker.kind in POOLED:
@@ -349,6 +348,9 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "lists":
         _expect(path, rows, "research.decisions.sets", ("set", "chosen", "contenders", "gained"))
         return lists(rows, short="form" in options)
+    if marker.kind == "single_models":
+        _expect(path, rows, "research.decisions.sets", ("set", "chosen", "contenders", "ranks"))
+        return single_models.table(rows)
     if marker.kind == "verdicts":
         _expect(path, rows, "research.decisions.shops", ("world", "verdict", "lists"))
         return verdicts(rows)

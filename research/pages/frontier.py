@@ -20,7 +20,7 @@ from adagrpo.report.comparison_page import format_difference, format_ends, read_
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table, format_metric, format_p
 from adagrpo.statistics import holm, seed_interval
-from research.figures.seven_sets import SETS
+from research.figures.public_sets import SETS
 
 __all__ = [
     "alone_table",

@@ -17,7 +17,7 @@ from adagrpo.report.charts import GREY, INK, METHODS, SURFACE, draw
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Table, format_metric, format_p
 from adagrpo.statistics import Interval, seed_interval
-from research.figures.seven_sets import SETS
+from research.figures.public_sets import SETS
 from research.pages.frontier import LEVEL, least_effect
 from research.paper_gate.ratio import INVALID, ROWS, log_ratios, primary_test, read_plan
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import to_markdown
 from research.closed_loop import tables as closed_loop
 from research.decisions import tables as decisions
 from research.decisions.shops import upper_share
+from research.decisions.single_models import comparisons
 from research.exposed_feed import fused
 from research.exposure_bias import tables as exposure_bias
 from research.gate_best_case import tables as gate_best_case
@@ -29,9 +31,10 @@ from research.tokenizers import measure as tokenizers
 from research.worlds import tables as worlds
 
 STUDIES = Path(__file__).parents[2] / "research"
-
+SETS_PLAN = STUDIES / "decisions" / "sets.yaml"
 
 INTERVAL = re.compile(r"[+−-]?[\d.]+(?: %)? \([+−-]?[\d.]+ (?:…|to) [+−-]?[\d.]+(?:; [^)]*)?\)")
+GENERATED = re.compile(r"<!-- table: .*?<!-- end of table -->", re.DOTALL)  # `research.pages --check` compares these
 MARKS = re.compile(r"<!-- (?:end of )?\w+(?:: [^>]*)? -->")
 
 
@@ -85,7 +88,8 @@ def test_intervals_that_a_page_quotes_stand_in_a_table() -> None:
     known = "".join(path.read_text(encoding="utf-8") for path in tables())
     folders = {STUDIES, *(path.parent for path in STUDIES.glob("*/tables*"))}
     pages = [folder / "README.md" for folder in folders if (folder / "README.md").is_file()]
-    quoted = {path.parent.name: INTERVAL.findall(path.read_text(encoding="utf-8")) for path in pages}
+    by_hand = {path.parent.name: GENERATED.sub("", path.read_text(encoding="utf-8")) for path in pages}
+    quoted = {name: INTERVAL.findall(text) for name, text in by_hand.items()}
     assert len(pages) >= 9 and sum(map(len, quoted.values())) > 100
     assert [(name, text) for name, found in quoted.items() for text in found if text not in known] == []
 
@@ -172,28 +176,27 @@ def of_shops() -> Iterable[str]:
 
 
 def of_sets() -> Iterable[str]:
-    found = read_rows(STUDIES / "decisions" / "sets.jsonl")
-    own = [row for row in found if row["set"] == "lastfm" and not row["trained"]]
-    hits = {
-        name: np.mean([row["contenders"][name or row["chosen"]]["test"]["hr@10"] for row in own])
-        for name in ("", "reward", "fuse")
-    }
-    served, reward, fused = (f"{value:.4f}".removeprefix("0") for value in hits.values())
-    half = 1.96 * np.sqrt(hits["fuse"] * (1 - hits["fuse"]) / 1090)
-    yield f"was served averages {served}, below always the reward's own list ({reward}); the fused list has {fused}"
-    yield f"±{half:.3f} over users".replace("0.", ".")
-    kuairand = {row["set"]: row["contenders"] for row in found if row["set"].startswith("kuairand")}
+    found, plan = read_rows(STUDIES / "decisions" / "sets.jsonl"), yaml.safe_load(SETS_PLAN.read_text("utf-8"))
+    own = [row for row in found if row["set"] in plan["december"]["sets"]]
+    assert all(row["chosen"] == "fuse" for row in own)
+    compared = [one for one in comparisons(found, plan["december"]) if one.p_holm is not None]
+    assert {one.single for one in compared} == {"ranker"}
+    gained = [100 * one.gained[0].mean for one in compared]
+    yield f"in all {len(own)} runs of the {len(compared)} public sets that log choices"
+    yield f"{min(gained):.1f} to {max(gained):.1f} points of HR@10 above the strongest single model"
+    for other, said in (("rerank", "above re-ranking"), ("fuse-without-reward", "above the one without a reward")):
+        means = [
+            np.mean([100 * row["gained"][other][0] for row in own if row["set"] == name])
+            for name in {row["set"] for row in own}
+        ]
+        yield f"{min(means):.1f} to {max(means):.1f} points {said}"
+    for name, label in (("amazon-office", "Office"), ("amazon18-scientific", "Scientific"), ("lastfm", "LastFM")):
+        tests = [row["contenders"]["reward"]["test"]["hr@10"] for row in own if row["set"] == name]
+        yield f"{np.mean(tests):.4f} on {label}".replace("0.", ".")
+    november = read_rows(STUDIES / "decisions" / "sets-november.jsonl")
+    kuairand = {row["set"]: row["contenders"] for row in november if row["set"].startswith("kuairand")}
     more = [content["fuse"]["test"]["hr@10"] for content in kuairand.values()]
     yield f"they cost {100 * (more[1] - more[0]):.1f} points of logged hits"
-    tested = [
-        row["metrics"]["hr@10"]
-        for row in read_rows(STUDIES / "fair_trial" / "trial-kuairand-clicks.jsonl")
-        if (row["arm"], row["split"]) == ("sft", "test")
-    ]
-    trial, first = (f"{value:.4f}".removeprefix("0") for value in (np.mean(tested), tested[0]))
-    policy = f"{kuairand['kuairand-clicks']['sft']['test']['hr@10']:.4f}".removeprefix("0")
-    yield f"is worse here** ({policy}) than in the fair trial"
-    yield f"(three seeds {trial}, this seed {first})"
 
 
 def of_powers() -> Iterable[str]:

@@ -1,8 +1,8 @@
-"""The picture and the table of the README: the lists of `decide` on seven public sets, each row from the same runs.
+"""The picture of the README: policy, re-ranked and fused list on public sets, each set from the same runs.
 
-    python -m research.pages     # draws `figures/seven-sets.svg`, and writes the table where a page asks for `sets`
+    python -m research.pages     # draws `figures/public-sets.svg`
 
-Both are made of `decisions/sets.jsonl`, test cases, means over the seeds of a set.
+Of `decisions/sets.jsonl`, test cases, means over the seeds of a set.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from adagrpo.report.charts import GREY, INK, SKY, SURFACE, TEAL, draw
 from adagrpo.report.page import read_rows
-from adagrpo.report.tables import Alignment, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["SETS", "lists_of_sets", "seven_sets_picture", "seven_sets_table"]
+__all__ = ["PUBLISHED", "SETS", "label", "lists_of_sets", "public_sets_picture"]
 
 METRIC = "hr@10"
 SETS = {  # as the studies call them
@@ -30,28 +29,37 @@ SETS = {  # as the studies call them
     "lastfm": "LastFM",
     "ml-1m": "MovieLens-1M",
     "yelp": "Yelp",
+    "yelp-masked": "Yelp",
     "kuairand-clicks": "KuaiRand",
 }
-LISTS = {
-    "popularity": "popularity",
-    "item-kNN": "item_knn",
-    "ranker": "ranker",
-    "policy": "sft",
-    "re-ranked": "rerank",
-    "fused": "fuse",
-}
-SERVED = "served"  # the list that the run chose
+VARIANTS = {"-ties": ", shuffled ties", "-alike": ", unweighted"}
+LISTS = {"policy": "sft", "re-ranked": "rerank", "fused": "fuse"}
 # HR@10 and NDCG@10 of the best single model known on the same split, history masked: BSARec on Beauty and Toys
-# (MTandHJ/RecBoard, five seeds), FuXi-α on MovieLens-1M (blondered/transformer_benchmark). Fused lists are ensembles.
-PUBLISHED = {"amazon-beauty": (0.1002, 0.0610), "amazon-toys": (0.1078, 0.0663), "ml-1m": (0.3164, 0.1813)}
-WIDTH, HEIGHT = 880, 260
+# (MTandHJ/RecBoard, five seeds), MARIUS on Sports (its paper), UniSRec on Scientific (second hand), FuXi-α on
+# MovieLens-1M (blondered/transformer_benchmark). Fused lists are ensembles.
+PUBLISHED = {
+    "amazon-beauty": (0.1002, 0.0610),
+    "amazon-toys": (0.1078, 0.0663),
+    "amazon-sports": (0.0672, 0.0362),
+    "amazon18-scientific": (0.1235, 0.0634),
+    "ml-1m": (0.3164, 0.1813),
+}
+WIDTH, HEIGHT = 880, 310
 TICKS = (0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
 
 Rows = Sequence[Mapping[str, Any]]
 
 
+def label(name: str) -> str:
+    """What pages call a set, or a variant of one."""
+    if name in SETS:
+        return SETS[name]
+    of, variant = name.rsplit("-", 1)
+    return SETS[of] + VARIANTS[f"-{variant}"]
+
+
 def lists_of_sets(results: Path) -> dict[str, dict[str, float]]:
-    """HR@10 of every list on every set that was measured without training, by what the README calls both.
+    """HR@10 of the lists of the picture on every set that was measured without training, by what pages call both.
 
     Args:
         results: the folder of the studies.
@@ -60,20 +68,17 @@ def lists_of_sets(results: Path) -> dict[str, dict[str, float]]:
     rows: Rows = [row for row in read_rows(path) if not row["trained"]] if path.is_file() else []
     found: dict[str, dict[str, float]] = {}
     for name, data in SETS.items():
-        runs = [row for row in rows if row["set"] == name]
-        if runs:
-            found[data] = {shown: _mean(runs, [own] * len(runs)) for shown, own in LISTS.items()}
-            found[data][SERVED] = _mean(runs, [run["chosen"] for run in runs])
+        tests = [
+            {own: run["contenders"][own]["test"][METRIC] for own in LISTS.values()}
+            for run in rows
+            if run["set"] == name
+        ]
+        if tests:
+            found[data] = {shown: sum(test[own] for test in tests) / len(tests) for shown, own in LISTS.items()}
     return found
 
 
-def _mean(runs: Rows, names: Sequence[str]) -> float:
-    """The mean over runs of HR@10 of one list a run."""
-    values = [float(run["contenders"][name]["test"][METRIC]) for run, name in zip(runs, names, strict=True)]
-    return sum(values) / len(values)
-
-
-def seven_sets_picture(found: Mapping[str, Mapping[str, float]]) -> str:
+def public_sets_picture(found: Mapping[str, Mapping[str, float]]) -> str:
     """Draw policy, re-ranked and fused of each set on one axis, and the best published single model where one is known.
 
     Args:
@@ -109,19 +114,3 @@ def seven_sets_picture(found: Mapping[str, Mapping[str, float]]) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
-
-
-def seven_sets_table(results: Path) -> Table:
-    """HR@10 in per cent by set, the best list of a set in bold.
-
-    Args:
-        results: the folder of the studies.
-    """
-    names = [*LISTS, SERVED]
-    rows, bold = [], set()
-    for line, (data, lists) in enumerate(lists_of_sets(results).items()):
-        rows.append((data, *(f"{100 * lists[name]:.2f}" for name in names)))
-        best = max(LISTS, key=lambda name: lists[name])
-        bold.add((line, 1 + names.index(best)))
-    right: list[Alignment] = ["right"] * len(names)
-    return Table(("HR@10, %", *names), tuple(rows), ("left", *right), frozenset(bold))
