@@ -172,25 +172,31 @@ def lists(rows: Sequence[Mapping[str, Any]], short: bool = False) -> Table:
 
     Args:
         rows: of `sets.jsonl`.
-        short: without popularity, the fused list without a reward, what was served and the difference.
+        short: without popularity, the fused list without a reward, what was served, the difference, and variants.
     """
     names = [name for name in SHOWN if not (short and name in LONG)]
-    measured = dict.fromkeys(row["set"] for row in rows if not row["set"].endswith("-ties"))
+    variants = ("-ties", "-alike") if short else ("-ties",)
+    measured = dict.fromkeys(row["set"] for row in rows if not row["set"].endswith(variants))
     places = [*SETS]
     lines, bold = [], set()
     for data in sorted(measured, key=lambda name: places.index(name.removesuffix("-alike"))):
         own = [row for row in rows if row["set"] == data and not row["trained"]]
-        means = [float(np.mean([row["contenders"][SHOWN[name]]["test"]["hr@10"] for row in own])) for name in names]
-        bold.add((len(lines), 1 + int(np.argmax(means))))
-        cells = [f"{value:.4f}".removeprefix("0") for value in means]
+        means = [_mean([row["contenders"].get(SHOWN[name]) for row in own]) for name in names]
+        bold.add((len(lines), 1 + int(np.nanargmax(means))))
+        cells = ["–" if np.isnan(value) else f"{value:.4f}".removeprefix("0") for value in means]
         if not short:
-            served = float(np.mean([row["contenders"][row["chosen"]]["test"]["hr@10"] for row in own]))
+            served = _mean([row["contenders"][row["chosen"]] for row in own])
             ranks = [[unpacked(row["ranks"][name]) for row in own] for name in (FUSE, RERANK)]
             gained = difference(*([hit_rate(one, TOP) for one in each] for each in ranks))
             cells += [f"{served:.4f}".removeprefix("0"), interval(*(f"{100 * value:+.2f}" for value in gained[:3]))]
         lines.append((label(data) + (f", {len(own)} seeds" if len(own) > 1 else ""), *cells))
     more = () if short else ("served", "fused over re-ranked, points")
     return Table.of(("HR@10", *names, *more), lines, best=bold)
+
+
+def _mean(found: Sequence[Mapping[str, Any] | None]) -> float:
+    """The mean HR@10 on test of a contender over seeds; not a number where it was not measured."""
+    return float(np.mean([np.nan if one is None else one["test"]["hr@10"] for one in found]))
 
 
 def gains(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -58,7 +58,8 @@ def comparisons(rows: Rows, plan: Mapping[str, Any]) -> list[Comparison]:
     found = []
     for name in dict.fromkeys(row["set"] for row in rows):
         own = [row for row in rows if row["set"] == name]
-        single = max(plan["single"], key=lambda one: sum(_validation(row, one) for row in own))
+        measured = [one for one in plan["single"] if one in own[0]["contenders"]]  # EASE up to 20,000 items
+        single = max(measured, key=lambda one: sum(_validation(row, one) for row in own))
         of = {"single": [single] * len(own), "fused": [FUSE] * len(own), "served": [row["chosen"] for row in own]}
         ranks = {
             shown: [unpacked(row["ranks"][one]) for row, one in zip(own, names, strict=True)]
