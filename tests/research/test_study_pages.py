@@ -265,6 +265,11 @@ def test_other_pages_repeat_the_figures_of_a_study() -> None:
     strengths = [said.replace(" and ", ", ") for said in of_random_videos()]
     quoted = [*named, f"in {best} of 180 runs and each of {left} departures", *strengths]
     assert [said for said in quoted if said not in research] == []
+    _, over_single, _, of_reward, *_ = of_sets()
+    front = (STUDIES.parent / "README.md").read_text(encoding="utf-8")
+    assert f"{over_single.partition(' of HR')[0]} above the strongest" in front
+    first, last = (of_reward.split()[place] for place in (0, 2))
+    assert f"the reward gives {first} to {last} of them" in front and f"{first} to {last} points lower" in research
 
 
 def test_the_chart_of_reward_quality_calls_the_earlier_gate_so() -> None:

@@ -30,7 +30,7 @@ VERSIONS = {"model": "m1", "catalog": "c1", "arm": "sft/best"}
 class Recommender:
     """Recommends the items after the last of a history, and waits `seconds` for a batch."""
 
-    width, exclude_history, reward, rules = 10, False, None, None
+    width, exclude_history, reward, active_rules = 10, False, None, None
 
     def __init__(self) -> None:
         self.item_ids = list(range(ITEMS))

@@ -97,7 +97,8 @@ def reasons(recommender: Recommender, query: Query, items: Sequence[ItemId], sou
     """
     listed = recommender.known(items)[0]
     moves = recommender.moves(query) if source != "sampled" else {}
-    narrowed = query if recommender.rules is None else recommender.rules.narrow(query)
+    rules = recommender.active_rules
+    narrowed = query if rules is None else rules.narrow(query)
     proposed: dict[str, set[int]] = {str(source): {*listed}}
     parts: dict[str, dict[int, float]] = {}
     near: dict[str, NearestItems] = {}

@@ -154,17 +154,23 @@ class Recommender:
         small = self.policy.small and self.catalog.codes.device.type == "cpu"
         return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
+    @property
+    def active_rules(self) -> Rules | None:
+        """The rules that lists follow; None for what users get today, which stays as it is."""
+        return None if isinstance(self.alone, StoredLists) else self.rules
+
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         """Return the lists of `B` queries, of at most `width` items, under any rules."""
-        if self.rules is None or isinstance(self.alone, StoredLists):  # what users get today stays as it is
+        rules = self.active_rules
+        if rules is None:
             return self._without_rules(queries)
-        queries = [self.rules.narrow(query) for query in queries]
+        queries = [rules.narrow(query) for query in queries]
         lists = self._without_rules(queries)
         for row, (query, found) in enumerate(zip(queries, lists, strict=True)):
             if found.source != "sampled":
                 items = self.known(found.items)[0]
                 scores = dict(zip(items, found.scores, strict=True))
-                order = self.rules.order(items, found.scores, self.width, self._may_hold(query))
+                order = rules.order(items, found.scores, self.width, self._may_hold(query))
                 named = self._named(order, [scores.get(item, math.nan) for item in order])  # NaN: a pin not found
                 lists[row] = named._replace(source=found.source)
         return lists
@@ -180,15 +186,16 @@ class Recommender:
 
     def moves(self, query: Query) -> dict[int, Moved]:
         """Return what rules did to each item of a list; empty without rules."""
-        if self.rules is None or isinstance(self.alone, StoredLists):
+        rules = self.active_rules
+        if rules is None:
             return {}
-        narrowed = self.rules.narrow(query)
+        narrowed = rules.narrow(query)
         found, before = (self._without_rules([one])[0] for one in (narrowed, query))
         items, open_list = (self.known(one.items)[0] for one in (found, before))
         moves = {}
-        for item, names in self.rules.moved(items, found.scores, self.width, self._may_hold(narrowed)).items():
+        for item, names in rules.moved(items, found.scores, self.width, self._may_hold(narrowed)).items():
             rank, was = (one.index(item) + 1 if item in one else None for one in (items, open_list))
-            moves[item] = Moved([*(self.rules.filters if rank != was else ()), *names], was)
+            moves[item] = Moved([*(rules.filters if rank != was else ()), *names], was)
         return moves
 
     @torch.no_grad()

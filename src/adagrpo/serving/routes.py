@@ -412,7 +412,7 @@ def _experiment(name: str | None, plan: str | None, arm: str, reason: str | None
 
 def _reply(one: _ListRequest, answer: Answered) -> dict[str, Any]:
     shown, trial, narrowing = answer.list, one.asked.trial, one.narrowing
-    ruled = one.asked.serving.recommender.rules is not None and answer.degraded is None
+    ruled = one.asked.serving.recommender.active_rules is not None and answer.degraded is None
     content = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.reason)
     return {
         "request_id": one.id,
