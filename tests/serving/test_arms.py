@@ -247,9 +247,6 @@ def test_arms_of_a_run_share_what_is_large(copied: Path, tmp_path: Path) -> None
     for one in (new, same, other):
         for name in ("catalog", "item_ids", "_items", "_codes", "eligibility", "_popular"):
             assert getattr(one.recommender, name) is getattr(now.recommender, name)
-        assert (
-            one.reward_lock is now.reward_lock
-        )  # the reward is one, and says of the last batch alone whether it failed
     assert same.recommender.policy is now.recommender.policy and new.versions["model"] != now.versions["model"]
     for one, arm, checkpoint in ((new, "adagrpo", "final"), (other, "nll", "best")):
         alone = _Wanted(Run.open(copied), ListOptions(arm, checkpoint)).load(Operation())  # type: ignore[arg-type]

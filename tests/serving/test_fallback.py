@@ -47,7 +47,7 @@ def reward() -> Iterator[Reward]:
 def test_a_reward_in_time_gives_its_scores(reward: Reward) -> None:
     guard = CircuitBreaker(reward)
     assert guard.score(HISTORIES, ITEMS).tolist() == [[1, 2, 0], [3, 4, 5]]
-    assert not guard.failed and guard.fallbacks == 0
+    assert not guard.failed
 
 
 @pytest.mark.parametrize("error", [RuntimeError("down"), SystemExit(3), None])
@@ -61,15 +61,16 @@ def test_a_reward_that_fails_or_hangs_gives_zeros_and_is_left_alone_for_a_while(
         reward.go.clear()
     started = time.monotonic()
     for turn in range(20):
-        guard.failed = False
+        guard.begin()
         assert guard.score(HISTORIES, ITEMS).tolist() == [[0, 0, 0], [0, 0, 0]]
         assert guard.failed and guard.open == (turn >= 2)
-    assert time.monotonic() - started < 2 and reward.calls == 3 and guard.fallbacks == 20
+    assert time.monotonic() - started < 2 and reward.calls == 3
     reward.go.set()
     now[0] = 10.5  # the one call after the pause decides
     guard.score(HISTORIES, ITEMS)
     assert reward.calls == 4 and guard.open == (error is not None)
-    reward.error, now[0], guard.failed = None, 30.0, False
+    reward.error, now[0] = None, 30.0
+    guard.begin()
     assert guard.score(HISTORIES, ITEMS).sum() == 15 and not guard.failed
 
 
@@ -137,7 +138,7 @@ def test_the_operator_is_told_once_when_it_fails_and_once_when_it_answers_again(
 def test_a_call_takes_no_longer_than_its_requests_have_left(reward: Reward) -> None:
     reward.go.clear()
     guard = CircuitBreaker(reward, budget_seconds=5.0)
-    guard.until = time.monotonic() + 0.5  # a tenth of the budget
+    guard.begin(time.monotonic() + 0.5)  # a tenth of the budget
     started = time.monotonic()
     guard.score(HISTORIES, ITEMS)
     assert time.monotonic() - started < 2 and guard.why.startswith("no answer in 0.")
@@ -145,7 +146,7 @@ def test_a_call_takes_no_longer_than_its_requests_have_left(reward: Reward) -> N
 
 def test_a_request_without_time_is_no_failure_of_the_reward(reward: Reward) -> None:
     guard = CircuitBreaker(reward, failures=1)
-    guard.until = time.monotonic() - 0.01
+    guard.begin(time.monotonic() - 0.01)
     guard.score(HISTORIES, ITEMS)
     assert guard.failed and guard.why == "the request has no time left"
     assert reward.calls == 0 and not guard.open and guard.failing is None
@@ -155,11 +156,11 @@ def test_requests_that_are_nearly_out_of_time_do_not_switch_a_reward_off(reward:
     guard = CircuitBreaker(reward, budget_seconds=1.0, failures=2)
     reward.go.clear()
     for _ in range(3):
-        guard.until = time.monotonic() + 0.02
+        guard.begin(time.monotonic() + 0.02)
         guard.score(HISTORIES, ITEMS)
     assert guard.failed and guard.why.startswith("no answer in 0.0") and not guard.open and guard.failing is None
     for _ in range(2):  # with half of the budget its silence counts
-        guard.until = time.monotonic() + 0.5
+        guard.begin(time.monotonic() + 0.5)
         guard._free.release()
         guard.score(HISTORIES, ITEMS)
     assert guard.open
@@ -170,3 +171,50 @@ def test_a_reward_that_raises_a_timeout_of_its_own_is_not_called_late(reward: Re
     reward.error = TimeoutError()
     guard.score(HISTORIES, ITEMS)
     assert guard.why == "raised TimeoutError"
+
+
+def test_threads_ask_one_at_a_time_and_each_knows_its_own_failures() -> None:
+    inside, at_once, failed = 0, 0, dict[int, bool]()
+
+    class Fragile:
+        def score(self, histories: Histories, items: Tensor) -> Tensor:
+            nonlocal inside, at_once
+            inside += 1
+            at_once = max(at_once, inside)
+            time.sleep(0.02)
+            inside -= 1
+            if items[0, 0] == 9:
+                raise ValueError("odd")
+            return items.float()
+
+    guards = [CircuitBreaker(Fragile(), budget_seconds=10, failures=1000) for _ in range(2)]
+
+    def asks(number: int) -> None:
+        guard, raises = guards[number % 2], number >= 2
+        guard.begin()
+        for _ in range(5):
+            guard.score(HISTORIES, ITEMS.clamp(min=9) if raises else ITEMS)
+        failed[number] = guard.failed
+
+    threads = [threading.Thread(target=asks, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert at_once == 1 and failed == {0: False, 1: False, 2: True, 3: True}
+
+
+def test_a_thread_waits_for_another_no_longer_than_its_requests_have_left(reward: Reward) -> None:
+    reward.go.clear()
+    guard = CircuitBreaker(reward, budget_seconds=5.0)
+    holds = threading.Thread(target=guard.score, args=[HISTORIES, ITEMS])
+    holds.start()
+    while not reward.calls:
+        time.sleep(0.001)
+    started = time.monotonic()
+    guard.begin(started + 0.1)
+    guard.score(HISTORIES, ITEMS)
+    assert time.monotonic() - started < 2 and guard.why == "the request has no time left" and reward.calls == 1
+    reward.go.set()
+    holds.join()
+    assert guard.failing is None

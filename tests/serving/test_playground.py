@@ -151,13 +151,6 @@ def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failur
     assert not serving.answer([Asked(serving, Query([0]))])[0].reranked
     body = {"history": [13], "k": 3}
     assert all(row["reward"] is not None for row in site.ask("/v1/explain", body)[1]["list"])
-    with serving.reward_lock:
-        waits = threading.Thread(target=site.ask, args=["/v1/explain", body])
-        waits.start()
-        waits.join(0.5)
-        assert waits.is_alive()
-    waits.join(10)
-    assert not waits.is_alive()
 
 
 def test_nothing_is_explained_to_clients_that_have_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

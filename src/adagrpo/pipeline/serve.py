@@ -286,7 +286,7 @@ def _load_treatments(
         about = {**control.about, "arm": str(called), "checkpoint": arm.checkpoint, "step": chosen.step}
         about |= {"reward_weight": _weight_said(called, served)}
         versions = list_versions(run, called, chosen, arm.checkpoint, weight, control.versions["catalog"])
-        made.append(Serving(served, about | {"versions": versions}, versions, control.reward_lock))
+        made.append(Serving(served, about | {"versions": versions}, versions))
     return made
 
 

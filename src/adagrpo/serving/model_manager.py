@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -98,7 +97,6 @@ class Serving:
     recommender: Recommender
     about: Mapping[str, Any]  # for /health
     versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
-    reward_lock: threading.Lock = field(default_factory=threading.Lock)  # one batch at a time uses the reward
 
     @property
     def degraded(self) -> str | None:
@@ -115,32 +113,21 @@ class Serving:
         """Return the lists of requests to this recommender."""
         queries, count = [one.query for one in asked], len(asked)
         size = 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP  # see `batch_queue`
-        with self.exclusive_reward(min(one.deadline for one in asked) - AFTER_REWARD):
-            lists = self.recommender.recommend([*queries, *queries[-1:] * (size - count)])
-            guard = self._guard
-            failed = guard is not None and guard.failed
-            why = f"reward: {guard.why}" if guard is not None and failed else None
+        self.begin(min(one.deadline for one in asked) - AFTER_REWARD)
+        lists = self.recommender.recommend([*queries, *queries[-1:] * (size - count)])
+        guard = self._guard
+        failed = guard is not None and guard.failed
+        why = f"reward: {guard.why}" if guard is not None and failed else None
         answers = []
         for result in lists[:count]:
             asks = result.source not in ("popular", "sampled") and self.recommender.reward is not None
             answers.append(Answered(result, asks and not failed, why if asks else None))
         return answers
 
-    @contextmanager
-    def exclusive_reward(self, until: float = math.inf) -> Iterator[None]:
-        """Lock the reward, and with it `failed`; after `until` (monotonic) lists come without it."""
-        if self.recommender.reward is None:
-            yield
-            return
-        with self.reward_lock:
-            guard = self._guard
-            if guard is not None:
-                guard.failed, guard.until = False, until
-            try:
-                yield
-            finally:
-                if guard is not None:
-                    guard.until = math.inf
+    def begin(self, until: float) -> None:
+        """After `until` (monotonic), this thread's next lists come without the reward."""
+        if self._guard is not None:
+            self._guard.begin(until)
 
 
 class SwapFailed(RuntimeError):

@@ -86,8 +86,8 @@ class Playground:
         narrowing = narrow(serving, body.include, body.exclude)
         query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
         shown = {"history": [titles.of(item) for item in history], "unknown": unknown, "versions": serving.versions}
-        with serving.exclusive_reward(time.monotonic() + REWARD_SECONDS):
-            return shown | explain(recommender, titles, query, body.k)
+        serving.begin(time.monotonic() + REWARD_SECONDS)
+        return shown | explain(recommender, titles, query, body.k)
 
     def _titles(self, serving: Serving) -> ItemTitles:
         if serving not in self.titles:

@@ -311,8 +311,8 @@ class Routes:
         serving, deadline = one.asked.serving, request.state.deadline
 
         def explained() -> list[dict[str, Any]]:
-            with serving.exclusive_reward(deadline):
-                return reasons(serving.recommender, one.asked.query, reply["items"], reply["source"])
+            serving.begin(deadline)
+            return reasons(serving.recommender, one.asked.query, reply["items"], reply["source"])
 
         async with self._explaining:
             if reply["repeated"] or time.monotonic() > deadline:
