@@ -134,9 +134,7 @@ def test_a_request_that_asks_gets_the_reasons_of_its_list(site: Site) -> None:
     assert site.ask("/v1/recommend", body | {"explain": "yes"})[0] == 422
 
 
-def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failures(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_explanation_says_nothing_of_earlier_failures(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     class Once:
         asked = 0
 

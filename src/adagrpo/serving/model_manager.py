@@ -125,7 +125,7 @@ class Serving:
         return answers
 
     def begin(self, until: float) -> None:
-        """After `until` (monotonic), this thread's next lists come without the reward."""
+        """Forget the reward's failures in this thread; after `until` (monotonic) its lists come without the reward."""
         if self._guard is not None:
             self._guard.begin(until)
 
