@@ -54,10 +54,15 @@ def main() -> None:
     print(table(read_rows(RESULTS)))
 
 
-def _measure(made: Run) -> dict[str, Any]:
+def fit_sources(made: Run) -> None:
+    """Carry out the stages of the sources that the run has."""
     for stage in FITTED:
         if any(source.stage == stage and source.when(made.config) for source in SOURCES.values()):
             made.stage(stage)
+
+
+def _measure(made: Run) -> dict[str, Any]:
+    fit_sources(made)
     data = RunData(made)
     cases, maker = validation_cases(data), ListMaker(Models(data))
     fusion = maker.fusion(ListName(START, FUSE_WITHOUT_REWARD))
