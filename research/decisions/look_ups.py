@@ -195,7 +195,7 @@ def _two_hops(training: Ragged, num_items: int) -> Matrix:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What each look-up gains of NDCG@10 on validation, thousandths; p of Holm over a set's look-ups."""
+    """What each look-up gains of NDCG@10 on validation, thousandths; p of Holm over a set's; which the rule keeps."""
     labels = list(dict.fromkeys(label for row in rows for label in row["gained"]))
     titles = " | ".join(f"{row['set']} ({row['cases']:,})" for row in rows)
     lines = [f"| look-up | {titles} |", "|---|" + "--:|" * len(rows)]
@@ -212,10 +212,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 continue
             mean, low, high, _ = (1000 * end for end in row["gained"][label])
             p_value = f", p {p_values[label]:.3f}" if label in p_values else ""
-            rule = " k" if label in row["rule"] else ""
+            rule = ", kept" if label in row["rule"] else ""
             cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f}){p_value}{rule}")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "k: the package's rule keeps it."])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -40,5 +40,5 @@ def test_a_column_summarises_the_history_for_each_candidate() -> None:
 def test_p_values_are_adjusted_within_a_set() -> None:
     gained = {"lag 2": [0.001, 0.0, 0.002, 0.03], "lag 3": [0.0, -0.001, 0.001, 0.9], "kept": [0.002, 0.001, 0.003, 0]}
     row = {"set": "shop", "cases": 1000, "ndcg@10": 0.1, "rule": ["lag 2"], "gained": gained}
-    assert "| lag 2 | +1.0 (+0.0 to +2.0), p 0.060 k |" in table([row])
+    assert "| lag 2 | +1.0 (+0.0 to +2.0), p 0.060, kept |" in table([row])
     assert "| kept | +2.0 (+1.0 to +3.0) |" in table([row])
