@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 import yaml
 from numpy.typing import NDArray
 
@@ -39,14 +38,12 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import validation_cases
-from adagrpo.report.page import read_rows
 from adagrpo.statistics import mean_interval
 from research.command import run
 from research.decisions.network import weights_alone
 from research.decisions.richer import choices_in, trees
-from research.decisions.sets import HERE, TRIAL, arguments
+from research.decisions.sets import HERE, TRIAL, arguments, measured
 from research.fair_trial.tune import folder_of, recipe_of
-from research.rows import add_row
 
 RESULTS = HERE / "earlier.jsonl"
 ORDERS = ("weights", "fused", "trees")
@@ -55,14 +52,7 @@ ORDERS = ("weights", "fused", "trees")
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
     given = arguments(__doc__).parse_args()
-    if not given.table:
-        torch.set_num_threads(1)
-        done = {(row["set"], row["seed"]) for row in read_rows(RESULTS)}
-        for seed in given.seeds:
-            for name in given.sets:
-                if (name, seed) not in done:
-                    add_row(RESULTS, {"set": name, "seed": seed} | _measure(name, seed, given.data, given.out))
-    print(table(read_rows(RESULTS)))
+    print(table(measured(RESULTS, given, lambda name, seed: _measure(name, seed, given.data, given.out))))
 
 
 def _measure(name: str, seed: int, data: Path, out: Path) -> dict[str, Any]:

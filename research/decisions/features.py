@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adagrpo.lists.fit_fusion import fit_weights
 from adagrpo.lists.names import FUSE_WITHOUT_REWARD, START, ListName
 from adagrpo.lists.table import FITTED, SOURCES
@@ -31,12 +29,10 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fuse import validation_cases
-from adagrpo.report.page import read_rows
 from adagrpo.statistics import mean_interval
 from research.command import run
 from research.decisions.richer import choices_in, trees
-from research.decisions.sets import arguments
-from research.rows import add_row
+from research.decisions.sets import arguments, measured
 
 RESULTS = Path(__file__).with_name("features.jsonl")
 
@@ -44,14 +40,7 @@ RESULTS = Path(__file__).with_name("features.jsonl")
 def main() -> None:
     """Measure what is missing, or print the table of what is there."""
     given = arguments(__doc__).parse_args()
-    if not given.table:
-        torch.set_num_threads(1)
-        done = {(row["set"], row["seed"]) for row in read_rows(RESULTS)}
-        for seed in given.seeds:
-            for name in given.sets:
-                if (name, seed) not in done:
-                    add_row(RESULTS, {"set": name, "seed": seed} | _measure(Run.open(given.out / f"{name}-{seed}")))
-    print(table(read_rows(RESULTS)))
+    print(table(measured(RESULTS, given, lambda name, seed: _measure(Run.open(given.out / f"{name}-{seed}")))))
 
 
 def fit_sources(made: Run) -> None:

@@ -43,15 +43,13 @@ from adagrpo.pipeline.list_makers import ListMaker
 from adagrpo.pipeline.stages.fit_ranker import ranker
 from adagrpo.pipeline.stages.fuse import choices_of, validation_cases
 from adagrpo.pipeline.stages.tokenize import item_vectors
-from adagrpo.report.page import read_rows
 from adagrpo.rewards import Reward
 from adagrpo.rewards.protocol import ask_catalogue
 from adagrpo.statistics import mean_interval
 from adagrpo.types import Cases, Histories
 from research.command import run
 from research.decisions.network import weights_alone
-from research.decisions.sets import arguments
-from research.rows import add_row
+from research.decisions.sets import arguments, measured
 
 RESULTS = Path(__file__).with_name("richer.jsonl")
 TREES = {"objective": "lambdarank", "num_leaves": 15, "learning_rate": 0.05, "min_data_in_leaf": 200, "verbose": -1}
@@ -83,15 +81,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--whole", action="store_true", help="the reward scores the whole catalogue")
     given = parser.parse_args()
-    if not given.table:
-        torch.set_num_threads(1)
-        done = {(row["set"], row["seed"]) for row in read_rows(RESULTS)}
-        for seed in given.seeds:
-            for name in given.sets:
-                if (name, seed) not in done:
-                    found = _measure(Run.open(given.out / f"{name}-{seed}"), given.whole)
-                    add_row(RESULTS, {"set": name, "seed": seed} | found)
-    print(table(read_rows(RESULTS)))
+    runs = given.out
+    print(table(measured(RESULTS, given, lambda name, seed: _measure(Run.open(runs / f"{name}-{seed}"), given.whole))))
 
 
 def _measure(made: Run, whole: bool) -> dict[str, Any]:

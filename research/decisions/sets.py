@@ -18,12 +18,13 @@ import base64
 import re
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 import yaml
 from numpy.typing import NDArray
 
@@ -79,6 +80,20 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--table", action="store_true", help="print the table alone")
     return parser
+
+
+def measured(
+    results: Path, given: argparse.Namespace, measure: Callable[[str, int], Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Measure, by set and seed, what `arguments` name and has no row, unless the table alone is wanted; all rows."""
+    if not given.table:
+        torch.set_num_threads(1)
+        done = {(row["set"], row["seed"]) for row in read_rows(results)}
+        for seed in given.seeds:
+            for name in given.sets:
+                if (name, seed) not in done:
+                    add_row(results, {"set": name, "seed": seed} | dict(measure(name, seed)))
+    return list(read_rows(results))
 
 
 def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:
@@ -148,7 +163,7 @@ TRIAL = HERE.parent / "fair_trial" / "plan.yaml"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """HR@10 / NDCG@10 on test of every contender, the mean over seeds; what was chosen is in bold."""
+    """HR@10 / NDCG@10 on test of every contender, the mean over seeds, of n if fewer have it; the chosen in bold."""
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"]))
     lines = ["| set | seeds | " + " | ".join(names) + " |", "|---|--:|" + "--:|" * len(names)]
     for found in dict.fromkeys((row["set"], row["trained"]) for row in rows):
@@ -159,6 +174,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             tests = [row["contenders"][name]["test"] for row in own if name in row["contenders"]]
             means = [np.mean([test[metric] for test in tests]) for metric in ("hr@10", "ndcg@10")] if tests else []
             text = " / ".join(f"{mean:.4f}".removeprefix("0") for mean in means) or "–"
+            text += f" ({len(tests)} of {len(own)})" if 0 < len(tests) < len(own) else ""
             cells.append(f"**{text}**" if name in chosen else text)
         label = f"{found[0]}, trained arms too" if found[1] else found[0]
         lines.append(f"| {label} | {len({row['seed'] for row in own})} | " + " | ".join(cells) + " |")

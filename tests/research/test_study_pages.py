@@ -199,6 +199,11 @@ def of_sets() -> Iterable[str]:
     ties = fused["amazon-toys-ties"]
     yield f"Toys has {ties['hr@10']:.4f} / {ties['ndcg@10']:.4f} (one seed), 1.1 points less".replace("0.", ".")
     assert f"{100 * (fused['amazon-toys']['hr@10'] - ties['hr@10']):.1f}" == "1.1"
+    tests = {row["set"]: row["contenders"] for row in found if row["seed"] == 1}
+    beauty, tied = tests["amazon-beauty"], tests["amazon-beauty-ties"]
+    less = (f"{100 * (beauty[one]['test']['hr@10'] - tied[one]['test']['hr@10']):.2f}" for one in ("fuse", "ranker"))
+    has = " / ".join(f"{tied['fuse']['test'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
+    yield "Beauty has {}, {} points less, its single ranker {} (one seed)".format(has, *less).replace("0.", ".")
     november = read_rows(STUDIES / "decisions" / "sets-november.jsonl")
     parts = [
         np.mean([row["gained"]["fuse-without-reward"][0] for row in rows if row["set"] == name and not row["trained"]])
