@@ -188,7 +188,7 @@ def _two_hops(training: Ragged, num_items: int) -> Matrix:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """What each look-up gains of NDCG@10 on validation, thousandths; p of Holm over a set's; which the rule keeps."""
-    labels = list(dict.fromkeys(label for row in rows for label in row["gained"]))
+    labels = [*dict.fromkeys(label for row in rows for label in row["gained"] if label != "kept"), "kept"]
     titles = " | ".join(f"{row['set']} ({row['cases']:,})" for row in rows)
     lines = [f"| look-up | {titles} |", "|---|" + "--:|" * len(rows)]
     lines.append("| without, NDCG@10 | " + " | ".join(f"{row['ndcg@10']:.4f}" for row in rows) + " |")
