@@ -12,6 +12,7 @@ import yaml
 
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import to_markdown
+from adagrpo.statistics import holm
 from research.closed_loop import tables as closed_loop
 from research.decisions import tables as decisions
 from research.decisions.shops import upper_share
@@ -214,6 +215,17 @@ def of_sets() -> Iterable[str]:
     yield f"{first} points on Beauty and {second} on Toys, now {third} and {last}"
 
 
+def of_look_ups() -> Iterable[str]:
+    rows = {row["set"]: row["gained"] for row in read_rows(STUDIES / "decisions" / "look_ups.jsonl")}
+    order = ("lastfm", "amazon-office", "amazon18-scientific", "online-retail", "ml-100k")
+    for gained in rows.values():
+        alone = [interval for name, interval in gained.items() if name != "kept"]
+        adjusted = holm([interval[3] for interval in alone])
+        assert not [one for one, p_value in zip(alone, adjusted, strict=True) if one[0] > 0 and p_value <= 0.05]
+    texts = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*(1000 * end for end in rows[name]["kept"][:3])) for name in order]
+    yield f"would keep gain {', '.join(texts[:-1])} and {texts[-1]} thousandths"
+
+
 def of_powers() -> Iterable[str]:
     rows = read_rows(STUDIES / "exposed_feed" / "power.jsonl")
     assert [row["power"] for row in rows] == [0.5] * 3
@@ -243,7 +255,7 @@ def of_shops_of_kinds() -> Iterable[str]:
 
 
 QUOTED: dict[str, list[Callable[[], Iterable[str]]]] = {
-    "decisions": [of_shops, of_sets],
+    "decisions": [of_shops, of_sets, of_look_ups],
     "exposed_feed": [of_random_videos, of_powers],
     "leaks": [of_leaks],
     "paper_gate": [of_paper_gate],
