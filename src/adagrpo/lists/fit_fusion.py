@@ -212,9 +212,9 @@ def fit_weights(
                 by_epochs[-1][rows & linear.answered] = linear.likelihoods(ordering, rows)
             if epoch - np.argmax([values.sum() for values in by_epochs]) >= PATIENCE:
                 break
-    report(2 * FOLDS, FITS)
-    epochs = fewest_epochs(np.stack(by_epochs)[:, linear.answered]) if passes else 0
-    correction = next(islice(corrections(everyone, weights), epochs - 1, None)) if epochs else None
+        report(2 * FOLDS, FITS)
+        epochs = fewest_epochs(np.stack(by_epochs)[:, linear.answered]) if passes else 0
+        correction = next(islice(corrections(everyone, weights), epochs - 1, None)) if epochs else None
     of_feature, stds = (dict(zip(linear.used, values, strict=True)) for values in (weights.tolist(), linear.stds))
     return Fit(Weights(of_feature, stds, correction), crossed.shrinkage, epochs, ranks[epochs])
 
