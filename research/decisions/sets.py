@@ -103,7 +103,6 @@ def _measure(name: str, seed: int, train: bool, data: Path, out: Path) -> None:
     plan, trial = (yaml.safe_load(path.read_text("utf-8")) for path in (HERE / "sets.yaml", TRIAL))
     own = plan["sets"].get(name, {})
     of = own.get("of", name)
-    trial["sets"].setdefault(of, {})  # of the shipped recipes, as they are
     config = recipe_of(
         trial,
         of,

@@ -186,12 +186,13 @@ def recipe_of(plan: Mapping[str, Any], name: str, *options: str) -> Config:
 
     Args:
         plan: the content of plan.yaml.
-        name: of the set.
+        name: of the set; of one that the plan has not, the shipped recipe of that name.
         options: more of it, as `--set` has them.
     """
-    recipe = plan["sets"][name].get("recipe", name)
+    of_set = plan["sets"].get(name, {})
+    recipe = of_set.get("recipe", name)
     own, shipped = HERE / f"{recipe}.yaml", HERE.parents[1] / "recipes" / f"{recipe}.yaml"
-    settled = [*plan["settings"], *plan["sets"][name].get("settings", []), f"seed={plan['tuning_seed']}"]
+    settled = [*plan["settings"], *of_set.get("settings", []), f"seed={plan['tuning_seed']}"]
     return load_config(own if own.is_file() else shipped, [*settled, *options])
 
 
@@ -202,7 +203,7 @@ def short_ranker(plan: Mapping[str, Any], name: str) -> list[str]:
 
 def folder_of(plan: Mapping[str, Any], name: str, data: Path) -> Path:
     """Where the logs of a set are, in the folder of all sets."""
-    return data / str(plan["sets"][name].get("folder", name))
+    return data / str(plan["sets"].get(name, {}).get("folder", name))
 
 
 def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
