@@ -138,7 +138,7 @@ def measure(name: str, seed: int, data: Path, out: Path) -> None:
     for number, (variant, (parts, settings)) in enumerate(variants.items()):
         if done >= wanted:
             return
-        if variant not in wanted:
+        if variant not in wanted or (reference and variant in done):
             continue
         config = load_config(Path(recipe), [f"seed={seed}", "threads=1", *settings])
         place = out / f"{name}-{seed}" / f"{number}"
