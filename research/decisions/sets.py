@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from adagrpo.console import StderrConsole
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
-from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, START, parse_list
+from adagrpo.lists.names import FUSE, FUSE_WITHOUT_REWARD, RERANK, REWARD, START, parse_list
 from adagrpo.metrics import hit_rate
 from adagrpo.pipeline import Run
 from adagrpo.report.page import read_rows
@@ -49,13 +49,14 @@ SHOWN = {
     "popularity": "popularity",
     "item-kNN": "item_knn",
     "EASE": "ease",
-    "ranker": "ranker",
+    "sequential ranker": "ranker",
+    "reward": REWARD,
     "policy": START,
     "re-ranked": RERANK,
     "fused, no reward": FUSE_WITHOUT_REWARD,
     "fused": FUSE,
 }
-LONG = ("popularity", "fused, no reward")  # in the longer table alone
+LONG = ("popularity", "item-kNN", "fused, no reward")  # in the longer table alone
 
 
 def main() -> None:
@@ -183,11 +184,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def lists(rows: Sequence[Mapping[str, Any]], short: bool = False) -> Table:
     """HR@10 on test of the lists of runs without trained arms, means over seeds, the best of a line in bold.
 
-    *Served* is the list that each run chose. The difference has an interval as `difference` gives it.
+    *Served* is the list that each run chose. Differences have an interval as `difference` gives it. A list that was not
+    measured with every seed has none of it.
 
     Args:
         rows: of `sets.jsonl`.
-        short: without popularity, the fused list without a reward, what was served, the difference, and variants.
+        short: without the lists of `LONG`, what was served, the differences, and variants.
     """
     names = [name for name in SHOWN if not (short and name in LONG)]
     variants = ("-ties", "-alike") if short else ("-ties",)
@@ -201,11 +203,14 @@ def lists(rows: Sequence[Mapping[str, Any]], short: bool = False) -> Table:
         cells = ["–" if np.isnan(value) else f"{value:.4f}".removeprefix("0") for value in means]
         if not short:
             served = _mean([row["contenders"][row["chosen"]] for row in own])
-            ranks = [[unpacked(row["ranks"][name]) for row in own] for name in (FUSE, RERANK)]
-            gained = difference(*([hit_rate(one, TOP) for one in each] for each in ranks))
-            cells += [f"{served:.4f}".removeprefix("0"), interval(*(f"{100 * value:+.2f}" for value in gained[:3]))]
+            cells.append(f"{served:.4f}".removeprefix("0"))
+            for other in (RERANK, FUSE_WITHOUT_REWARD):
+                gained = difference(
+                    *([hit_rate(unpacked(row["ranks"][name]), TOP) for row in own] for name in (FUSE, other))
+                )
+                cells.append(interval(*(f"{100 * value:+.2f}" for value in gained[:3])))
         lines.append((label(data) + (f", {len(own)} seeds" if len(own) > 1 else ""), *cells))
-    more = () if short else ("served", "fused over re-ranked, points")
+    more = () if short else ("served", "fused over re-ranked, points", "over fused, no reward")
     return Table.of(("HR@10", *names, *more), lines, best=bold)
 
 
