@@ -199,6 +199,8 @@ def of_sets() -> Iterable[str]:
         yield f"{min(means):.1f} to {max(means):.1f} points {said}"
     not_above = {one.set for one in compared if one.reward is not None and one.reward.low <= 0}
     assert not_above == {"lastfm"}  # the one that is named
+    times = [row["contenders"]["fuse"]["milliseconds"] for row in own]
+    yield f"A fused list takes {min(times):.0f} to {max(times):.0f} ms in these rows"
     for name in ("amazon-office", "amazon18-scientific", "lastfm"):
         tests = [row["contenders"]["reward"]["test"]["hr@10"] for row in own if row["set"] == name]
         yield f"{np.mean(tests):.4f} on {label(name)}".replace("0.", ".")
