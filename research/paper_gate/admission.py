@@ -11,55 +11,23 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import torch
-
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.gated import gate_by_evidence, gated_groups
 from adagrpo.objective import Evidence
+from adagrpo.objective.admission import OFF, TESTS, admitted_share
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.trainer.batches import group_step
+from adagrpo.trainer.thresholds import starting_evidence
 
-__all__ = ["admission_rows", "chosen_thresholds", "training_evidence"]
-
-OFF = {"tau": 0.0, "tau_reward": 1.0, "rho": 0.0}  # what leaves out the tests of difficulty, reward and negatives
-TESTS = {"hard": "tau", "known": "tau_reward", "suppressed": "rho"}
+__all__ = ["OFF", "TESTS", "admission_rows", "chosen_thresholds", "training_evidence"]
 
 
-@torch.no_grad()
 def training_evidence(run: Run, objective: ObjectiveConfig, samples: int) -> tuple[Evidence, Evidence]:
-    """Evidence of training groups at the starting policy, by the rewards as they are and shuffled.
-
-    Args:
-        run: with a starting policy and a reward.
-        objective: which rollouts and positions.
-        samples: at least so many groups, or those of one epoch.
-    """
+    """Evidence of training groups of a run, with a starting policy and a reward; see `starting_evidence`."""
     models = Models(RunData(run))
     schedule = replace(models.schedule(run.config.train.fit), rl_split=run.config.train.rl_split)
-    policy, reward = models.policy(run.path("sft", "best")).eval(), models.reward()
-    parts: list[tuple[Evidence, Evidence]] = []
-    std, drawn = 0.0, 0
-    for step in range(schedule.steps_per_epoch):
-        at = group_step(schedule, step, objective, models.data.device)
-        joined = at.joined()
-        if joined is None:
-            continue
-        groups = gated_groups(
-            policy, models.data.catalog, reward, *joined, objective, at.generator, gate="adagrpo", running_std=std
-        )
-        std = groups.running_std
-        parts.append((groups.evidence, groups.shuffled_evidence))
-        drawn += len(groups.targets)
-        if drawn >= samples:
-            break
-    own, shuffled = ([pair[side] for pair in parts] for side in (0, 1))
-    return _joined(own), _joined(shuffled)
-
-
-def _joined(parts: Sequence[Evidence]) -> Evidence:
-    return Evidence(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    policy = models.policy(run.path("sft", "best"))
+    return starting_evidence(policy, models.data.catalog, models.reward(), schedule, objective, samples)
 
 
 def admission_rows(own: Evidence, shuffled: Evidence, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -78,9 +46,8 @@ def admission_rows(own: Evidence, shuffled: Evidence, plan: Mapping[str, Any]) -
         kinds |= {f"{test}_alone": OFF | {key: set_at[key]} for test, key in TESTS.items()}
         kinds |= {f"without_{test}": set_at | {key: OFF[key]} for test, key in TESTS.items()}
         for name, thresholds in kinds.items():
-            options = ObjectiveConfig(**thresholds)
-            row[name] = float(gate_by_evidence("adagrpo", own, options).admitted.float().mean())
-            row[f"{name}_shuffled"] = float(gate_by_evidence("adagrpo", shuffled, options).admitted.float().mean())
+            row[name] = admitted_share(own, thresholds)
+            row[f"{name}_shuffled"] = admitted_share(shuffled, thresholds)
         rows.append(row)
     return rows
 

@@ -537,7 +537,8 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
         ),
         (
             "distill-best-pressure2",
-            f"objective 'distill-best-pressure2': there is no gate 'best'; known: {', '.join(GATES)}",
+            f"objective 'distill-best-pressure2': there is no gate 'best'; known: {', '.join(GATES)}"
+            "; `adagrpo --plugin MODULE` registers yours",
         ),
         ("grpo-random", "objective 'grpo' takes no gate; these do: adagrpo, distill, best_of_n"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),

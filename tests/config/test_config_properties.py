@@ -29,6 +29,7 @@ from adagrpo.config.section import Section
 from adagrpo.config.training import TrainConfig
 from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
+from adagrpo.objective import GATES
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 
 Content = dict[str, Any]
@@ -248,12 +249,15 @@ CONTRADICTIONS: list[Contradiction] = [
     (ObjectiveConfig, "objective", {"epsilon": 0.1}, "'epsilon' is an option of the reward term grpo"),
     (TERM_SECTIONS["grpo"], "objective.grpo", {"reward_weight": 1}, "of the reward term distill"),
     (TERM_SECTIONS["distill"], "objective.distill", {"beta": 1}, "write objective.grpo.beta"),
-    (TERM_SECTIONS["best_of_n"], "objective.best_of_n", {"beta": 1}, "write objective.grpo.beta"),
     *(
         (ObjectiveConfig.model_fields[name].annotation, f"objective.{name}", {"beta": 1}, "write objective.grpo.beta")
-        for name in ("adagrpo", "rollout_miss", "bernoulli", "oracle")
+        for name, gate in GATES.items()
+        if gate.options
     ),
-    (TERM_SECTIONS["grpo"], "objective.grpo", {"tau": 1}, "of the gate adagrpo: write objective.adagrpo.tau"),
+    *(
+        (section, f"objective.{name}", {"tau": 1}, "of the gate adagrpo: write objective.adagrpo.tau")
+        for name, section in TERM_SECTIONS.items()
+    ),
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
     (

@@ -20,6 +20,15 @@ def test_the_gradient_norm_of_every_reward_term_is_in_one_chart() -> None:
     assert f"by step: {', '.join(log.arm for log in logs)}" in figure.svg
 
 
+def test_what_was_measured_once_is_no_chart() -> None:
+    steps = [
+        {"step": 1, "nll": 2.0, "kl": 0.1, "contains_target": 0.2},
+        {"step": 2, "nll": 1.0, "contains_target": 0.3},
+    ]
+    drawn = [figure.svg for figure in training_signals([Log("mixture", steps)])]
+    assert len(drawn) == 2 and "Groups that hold the logged item" in drawn[0] and "NLL" in drawn[1]
+
+
 def test_what_the_admitted_held_is_a_share_of_them_and_not_of_steps() -> None:
     """One of 128 admitted, and it holds the item; then 64 admitted, of which none does."""
     held = [(1 / 128, 1.0), (64 / 128, 0.0), (0.0, math.nan)]

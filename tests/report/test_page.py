@@ -323,6 +323,7 @@ def test_figures_stand_alone(whole: Path, tmp_path: Path) -> None:
 
 def test_figures_are_written_where_an_arm_was_trained_under_another_reward(whole: Path, tmp_path: Path) -> None:
     for arm, reward in (("nll", -0.45), (HOSTILE, -0.72)):
-        write_rows(whole / "train" / arm / "validation.jsonl", [{"step": 0, "hr@10": 0.1, "mean_reward@10": reward}])
+        rows = [{"step": step, "hr@10": 0.1, "mean_reward@10": reward} for step in (0, 10)]
+        write_rows(whole / "train" / arm / "validation.jsonl", rows)
     assert "The mean reward of nll is left out" in build_report(whole)
     assert tmp_path / "figures" / "curves-1.svg" in write_figures(whole, tmp_path / "figures")

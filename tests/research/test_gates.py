@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adagrpo.config.objective import PLUGIN
 from adagrpo.objective import GateDecision
 from adagrpo.objective.gates import by_control
 from adagrpo.objective.terms import TERMS
@@ -119,9 +120,9 @@ def test_a_gate_that_is_not_registered_is_answered_with_those_that_are() -> None
     assert not {"rollout_miss", "inverted", "bernoulli", "oracle"} & set(known.split(", "))
     assert old == "({'adagrpo': {'tau': 0.4}}, ['rollout_miss'])"
     quoted = ", ".join(f"'{name}'" for name in known.split(", "))
-    of_section = f"is the section of no registered reward term or gate; known: {', '.join(TERMS)}, {known}"
+    of_section = f"is the section of no registered reward term or gate; known: {', '.join(TERMS)}, {known}{PLUGIN}"
     assert answers == [
-        f"recipe.yaml: train.arms.0: objective 'adagrpo-rollout_miss': there is no gate 'rollout_miss'; known: {known}",
+        f"recipe.yaml: train.arms.0: objective 'adagrpo-rollout_miss': there is no gate 'rollout_miss'; known: {known}{PLUGIN}",
         f"recipe.yaml: train.arms.0.gate: Input should be {' or '.join(quoted.rsplit(', ', 1))} (found 'oracle')",
         "recipe.yaml: objective.control_of: Input should be 'adagrpo' (found 'rollout_miss')",
         f"recipe.yaml: objective: 'rollout_miss' (q_min) {of_section}",

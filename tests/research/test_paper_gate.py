@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from adagrpo.diagnosis.strata import strata_of
 from adagrpo.errors import UserError
 from adagrpo.objective import Evidence
 from research.pages.frontier import alone_table, frontier_pairs, frontier_table
@@ -19,18 +19,8 @@ from research.paper_gate.admission import OFF, admission_rows, chosen_thresholds
 from research.paper_gate.alone import arms_of
 from research.paper_gate.moved import distance, leaves_at
 from research.paper_gate.ratio import primary_test
-from research.paper_gate.strata import fifths_of, places, strata_of
 
 NAN = float("nan")
-
-
-def test_places_by_hand() -> None:
-    groups: Any = SimpleNamespace(
-        rollouts=SimpleNamespace(items=torch.tensor([[4, 5, -1, 6], [4, 5, 7, 6], [4, 5, 7, 6]])),
-        targets=torch.tensor([6, 9, 4]),
-    )
-    scores = torch.tensor([[3.0, 1.0, NAN, 2.0], [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 0.0, 3.0]])
-    assert places(groups, scores).tolist() == [1.0, float("inf"), 1.5]
 
 
 @pytest.fixture
@@ -58,13 +48,6 @@ def test_strata_and_admission_follow_the_gate(evidence: Evidence) -> None:
 def test_thresholds_outside_the_range_are_the_nearest_to_its_middle() -> None:
     rows = [{"tau": 0.2, "rho": rho, "gate": gate, "gate_shuffled": 0.1} for rho, gate in ((0.2, 0.4), (0.5, 0.02))]
     assert chosen_thresholds(rows, {"admission": [0.05, 0.15]}) == {"tau": 0.2, "rho": 0.5}
-
-
-def test_fifths_of_some_cases_have_their_own_edges() -> None:
-    log_prob = np.array([-1.0, -2.0, -3.0, -4.0, -5.0, -90.0, -91.0])
-    masks = fifths_of(log_prob, np.array([True] * 5 + [False] * 2))
-    assert [int(mask[:5].argmax()) for mask in masks.values()] == [0, 1, 2, 3, 4]
-    assert [int(mask[:5].sum()) for mask in masks.values()] == [1] * 5
 
 
 def test_codes_leave_the_catalogue_where_no_item_begins_so() -> None:

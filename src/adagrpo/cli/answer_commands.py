@@ -14,11 +14,29 @@ from adagrpo.cli.options import Command, Common, DryRun, Elsewhere, Out, RunDire
 from adagrpo.cli.printing import plan_text, print_values
 from adagrpo.errors import UserError
 
+Strata = Annotated[
+    bool,
+    typer.Option(
+        "--strata", help="Instead: gains by difficulty and by the gate's tests, shuffled rewards beside; strata.html."
+    ),
+]
+
 
 @Command("diagnose", "answers", sets="recipe", plans=True)
-def diagnose(run: RunDirectory, common: Common, out: Elsewhere = None) -> None:
+def diagnose(run: RunDirectory, common: Common, out: Elsewhere = None, strata: Strata = False) -> None:
     """Does re-ranking by the reward help, and is its sign right? On validation cases; writes diagnose.html."""
     opened = common.open(run, out)
+    if strata:
+        with session(opened):
+            content = opened.strata()
+        if common.as_json:
+            typer.echo(json.dumps(content))
+            return
+        for title, table in library.strata_page.strata_tables(content).items():
+            typer.echo(f"{title}\n\n{library.tables.to_text(table)}\n")
+        typer.echo("\n".join([*library.strata_page.strata_summary(content), ""]))
+        typer.echo(f"page: {opened.directory / 'strata.html'}")
+        return
     with session(opened):
         found = opened.diagnose()
     if common.as_json:

@@ -27,7 +27,17 @@ from adagrpo.pipeline import (
     watch,
 )
 from adagrpo.readers import cells, formats
-from adagrpo.report import comparison_page, decision, diagnosis_page, experiment_page, run_page, run_tables, tables
+from adagrpo.report import (
+    comparison_page,
+    decision,
+    diagnosis_page,
+    experiment_page,
+    run_page,
+    run_tables,
+    strata_page,
+    tables,
+    training,
+)
 from adagrpo.rewards import model_files as rewards
 from adagrpo.serving import options
 from adagrpo.storage import artifacts, hashes, marks, writing

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 import adagrpo
 from adagrpo import __version__
 from adagrpo.cli.lazy import library
+from adagrpo.cli.plugins import load_installed, load_named
 from adagrpo.cli.printing import print_plan
 from adagrpo.errors import UserError
 from adagrpo.stopping import exit_on_interrupt, terminable
@@ -94,6 +95,9 @@ COMMON: dict[str, tuple[Any, Any, Any]] = {  # annotation, option, default
     "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
     "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
 }
+PLUGIN = typer.Option(
+    metavar="MODULE", help="Import a module that registers gates or objectives; may be given several times."
+)
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
@@ -159,12 +163,14 @@ class Command:
                     typer.echo(f"{self.name}: --seed changes nothing, since {why} drawn", err=True)
                 values["seed"] = None
             common = Common(**values)
+            load_installed()
             with exit_on_interrupt():  # the imports take seconds
                 importlib.import_module("adagrpo.cli.library")
             if self.plans and given.pop("dry_run"):
                 run = library.pipeline.Run.open(given["run"], common.overrides(), out=given.get("out"))
-                library.checks.check(run, self.name)
-                print_plan(run, self.name, common.as_json)
+                verb = library.stage.STRATA if given.get("strata") else self.name
+                library.checks.check(run, verb)
+                print_plan(run, verb, common.as_json)
             else:
                 function(**given, common=common)
 
@@ -210,6 +216,7 @@ COMMANDS: dict[str, Command] = {}
 def _begin(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    plugin: Annotated[list[str] | None, PLUGIN] = None,
 ) -> None:
     if version:
         typer.echo(f"adagrpo {__version__}")
@@ -217,11 +224,13 @@ def _begin(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         return
+    load_named(plugin or [])
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     first = os.environ.get("RANK", "0") == "0"
     together = [command.name for command in COMMANDS.values() if command.together]
     if context.invoked_subcommand in together:  # other commands are refused before processes connect
+        load_installed()
         first = library.processes.processes().is_main_process
     if not first:
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)

@@ -161,13 +161,13 @@ def demo(
     common: Common,
     out: Out = Path("runs/demo"),
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
-    train: Annotated[bool, typer.Option("--train", help="Train policies by each reward too.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Let the trained arms compete in what is served.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Diagnose a good and a wrong reward, and decide what to serve under each, in a simulated marketplace."""
+    """Train AdaGRPO and its controls by a good and a wrong reward in a simulated shop, and decide under each."""
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
-        config = library.config.load_config(recipe, [*([] if train else ["train.arms=[]"]), *common.overrides()])
+        config = library.config.load_config(recipe, common.overrides())
     if dry_run:
         rest, plans = ("ranker", "train", "evaluate", "diagnose"), dict[str, dict[str, Any]]()
         for name, run in library.demo.demo_runs(out, config, common.console(out)).items():
@@ -178,7 +178,7 @@ def demo(
     console = common.console(out)
     try:
         with terminable():
-            result = library.demo.run_demo(out, config, console)
+            result = library.demo.run_demo(out, config, console, compete=train)
     finally:
         close(console)
     if common.as_json:
@@ -187,6 +187,12 @@ def demo(
             json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
         )
         return
+    for name, trained in result.rewards["training"].items():
+        if trained["rows"]:
+            typer.echo(f"Post-training by the reward {name}, last step:\n")
+            typer.echo(library.tables.to_text(library.training.training_table(trained)))
+            typer.echo("\n" + "\n".join(library.training.training_sentences(trained)) + "\n")
+    typer.echo("Lists that could be served:\n")
     typer.echo(library.tables.to_text(library.decision.contenders_table(result.rewards)))
     typer.echo("\n" + "\n".join(library.decision.trial_sentences(result.rewards)) + "\n")
     for name, page in result.pages.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
@@ -11,6 +11,8 @@ from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Se
 from adagrpo.objective import GATES, Gate
 from adagrpo.objective.terms import TERMS, RewardTerm
 
+PLUGIN = "; `adagrpo --plugin MODULE` registers yours"
+THRESHOLDS = ("tau", "rho")  # which `admit` finds
 VALIDATION = "validation"  # instead of a number: chosen on validation cases
 # options of gates that were keys of `objective` itself, and the gate of each, which may not be registered any more
 EARLIER_KEYS = {
@@ -96,6 +98,14 @@ class _Options(Section):
         _refuse_misplaced(content, cls.model_fields)
         return content
 
+    @model_validator(mode="after")
+    def _by_one_of_both(self) -> Self:
+        admit = getattr(self, "admit", None)
+        for name in THRESHOLDS if admit is not None else ():
+            if (given := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {given:g} and admit {admit:g}: admit finds it; admit: null keeps yours")
+        return self
+
 
 def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
     for key in content if isinstance(content, dict) else ():
@@ -121,6 +131,8 @@ def _with_options(model: type[S]) -> type[S]:
         options: dict[str, Any] = {
             name: (chosen if name in weights else kind, default) for name, (kind, default) in reader.options.items()
         }
+        if isinstance(reader, Gate) and reader.by_admission:
+            options["admit"] = (Annotated[float, Field(gt=0, lt=1)] | None, None)
         section = create_model(f"{reader.name}_options", __base__=_Options, **options)
         fields[reader.name] = (section, section())
     return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
@@ -160,7 +172,9 @@ class ObjectiveConfig(Section):
             for name in without_unregistered(content)[1]:
                 holds = f" ({', '.join(map(str, content[name]))})" if content[name] else ""
                 known = nearest(name, [*TERMS, *GATES])
-                raise ValueError(f"'{name}'{holds} is the section of no registered reward term or gate; {known}")
+                raise ValueError(
+                    f"'{name}'{holds} is the section of no registered reward term or gate; {known}{PLUGIN}"
+                )
         _refuse_misplaced(content, cls.model_fields)
         return content
 
@@ -170,14 +184,21 @@ class ObjectiveConfig(Section):
 
     def of_gate(self, name: str) -> dict[str, Any]:
         """Return the keyword arguments of a gate."""
-        return getattr(self, name).model_dump() if GATES[name].options else {}
+        return getattr(self, name).model_dump(include=set(GATES[name].options)) if GATES[name].options else {}
+
+    def finds_thresholds(self, gate: str | None) -> bool:
+        """Return whether `admit` finds the thresholds by which an arm's groups are tested."""
+        if gate is None or not GATES[gate].reads_tests:
+            return False
+        tested = GATES[self.tested_by(gate)]
+        return tested.by_admission and getattr(self, tested.name).admit is not None
 
     def of_term(self, name: str) -> dict[str, Any]:
         """Return the keyword arguments of a reward term's loss."""
         section: _Options = getattr(self, name)
         return section.model_dump()
 
-    def with_option(self, term: str, name: str, value: float) -> ObjectiveConfig:
-        """Return a copy with one option of a reward term changed."""
-        section: _Options = getattr(self, term)
-        return self.model_copy(update={term: section.model_copy(update={name: value})})
+    def with_options(self, reader: str, **values: float | None) -> ObjectiveConfig:
+        """Return a copy with options of a reward term or gate changed."""
+        section: _Options = getattr(self, reader)
+        return self.model_copy(update={reader: section.model_copy(update=values)})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from adagrpo.config.models import FitConfig
-from adagrpo.config.objective import VALIDATION, GateName, ObjectiveConfig
+from adagrpo.config.objective import PLUGIN, THRESHOLDS, VALIDATION, GateName, ObjectiveConfig
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, explain, nearest
 from adagrpo.errors import UserError
 from adagrpo.objective import GATES
@@ -122,7 +122,10 @@ class ArmConfig(Section):
         """Return the section `objective` with the arm's options."""
         seen = common.model_dump(by_alias=False)
         for key, value in self.options.model_dump(by_alias=False, exclude_unset=True).items():
-            seen[key] = seen[key] | value if isinstance(value, dict) else value
+            if isinstance(value, dict):
+                found = {"admit": None} if not value.keys().isdisjoint(THRESHOLDS) and "admit" in seen[key] else {}
+                value = seen[key] | found | value  # an arm's own thresholds are not found by the common admission
+            seen[key] = value
         return ObjectiveConfig.model_validate(seen)
 
     def weight_of(self, common: ObjectiveConfig) -> float:
@@ -199,7 +202,7 @@ def _arm_of(name: str) -> dict[str, Any]:
     if match is None:
         gated = _GATED.fullmatch(name)
         if gated and not get_close_matches(gated[1], GATES) and not get_close_matches(name, PRESETS, cutoff=0.8):
-            raise ValueError(f"objective '{name}': there is no gate '{gated[1]}'; known: {', '.join(GATES)}")
+            raise ValueError(f"objective '{name}': there is no gate '{gated[1]}'; known: {', '.join(GATES)}{PLUGIN}")
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
         hint = nearest(name, names, "; -lambda<number> or -pressure<number> may follow")
         raise ValueError(f"objective '{name}': there is none of that name; {hint}")

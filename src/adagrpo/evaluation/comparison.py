@@ -24,6 +24,7 @@ import polars as pl
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import USER_ID
 from adagrpo.metrics import RankedLists, ReportPart, lookup, measure_users, metric_names
+from adagrpo.objective import GATES
 from adagrpo.statistics import (
     CrossedParts,
     Interval,
@@ -207,11 +208,14 @@ def _ends(interval: Interval) -> list[float] | None:
     return None if math.isnan(interval.low) else [interval.low, interval.high]
 
 
-START, CONTINUED = "sft", "nll"
+START, CONTINUED, GATED = "sft", "nll", "adagrpo"
+GATE_CONTROLS = {f"{GATED}-{name}" for name, gate in GATES.items() if gate.control}  # of its λ and term
 
 
 def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000) -> dict[str, Any]:
-    """Return intervals of checkpoints' metrics and differences from the starting policy and continued NLL.
+    """Return intervals of checkpoints' metrics and differences from the starting policy, continued NLL and controls.
+
+    Controls are those of the gate: `adagrpo` is compared with every `adagrpo-<gate>`.
 
     Percentile bootstrap over users with shared resamples; other seeds are not covered. `users` has `per_user` by arm
     and checkpoint, (`sft`, `start`) included. JSON-able: `users`, `checkpoints`, `against`; 95 %, rates as fractions.
@@ -222,10 +226,14 @@ def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 200
             raise ValueError(f"{point}: measured on other users than the starting policy")
     names = [name for name in metric_names(ReportPart.RESULTS) if name in start.columns and lookup(name).better]
     values = {point: table.select(names).to_numpy().T for point, table in users.items()}  # (metrics, N) each
+    controls = {
+        (GATED, kind): [one for one in users if one[0] in GATE_CONTROLS and one[1] == kind]
+        for kind in ("best", "final")
+    }
     pairs = [
         (point, reference)
         for point in users
-        for reference in ((START, "start"), (CONTINUED, point[1]))
+        for reference in ((START, "start"), (CONTINUED, point[1]), *controls.get(point, ()))
         if reference in users and point[0] not in (START, reference[0])
     ]
     differences = [values[point] - values[reference] for point, reference in pairs]

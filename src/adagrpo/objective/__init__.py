@@ -3,6 +3,7 @@
 Arguments of a wrong shape, or masks that are not bool, raise a ValueError.
 """
 
+from adagrpo.objective.admission import Admission, admission_by_test, admission_grid, choose_thresholds
 from adagrpo.objective.advantages import degenerate_groups, group_advantages, reward_std
 from adagrpo.objective.diagnostics import (
     GroupSummary,
@@ -30,13 +31,17 @@ from adagrpo.objective.losses import clipped_surrogate, gated_sum, group_loss, k
 
 __all__ = [
     "GATES",
+    "Admission",
     "Evidence",
     "Gate",
     "GateDecision",
     "GroupSummary",
     "adagrpo_gate",
+    "admission_by_test",
+    "admission_grid",
     "all_gate",
     "best_of_n_loss",
+    "choose_thresholds",
     "clipped_surrogate",
     "degenerate_groups",
     "difficulty_gate",

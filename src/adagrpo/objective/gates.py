@@ -87,6 +87,7 @@ class Gate:
     negatives: NegativeSource = "rollouts"  # the source of items that the reward should rank low
     shuffled: bool = False  # permute rewards within each group, for the gate and the reward term
     control: bool = False  # a baseline that a good gate should beat
+    by_admission: bool = False  # whether an option `admit` finds its `tau` and `rho`
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -277,7 +278,7 @@ def _check_control(shadow: GateDecision, degenerate: Tensor, **keys: Tensor) -> 
 GATES: dict[str, Gate] = {
     gate.name: gate
     for gate in (
-        Gate("adagrpo", adagrpo_gate),
+        Gate("adagrpo", adagrpo_gate, by_admission=True),
         Gate("all", all_gate),
         Gate("none", none_gate, control=True),
         Gate("difficulty", difficulty_gate),

@@ -15,7 +15,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import ALWAYS, RunDirectory, by_label, command, hash_of, kept, remake_command
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stage import MEASURES_REWARD, Part, names_key, sources_of
+from adagrpo.pipeline.stage import MEASURES_REWARD, STRATA, Part, names_key, sources_of
 from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.pipeline.staleness import finished_arms, parts_of
@@ -24,9 +24,9 @@ from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import cached_hash
 
-MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # no training depends on their results
+MEASURES = ("diagnose", STRATA, "evaluate", "serve", "export", "report")  # no training depends on their results
 DECIDES = ("prepare", "tokenize", "sft", "ranker", "evaluate", "decide")  # commands whose stages `decide` makes
-ALL_OTHERS = ("diagnose", "evaluate")  # their `--set` may not make a finished stage stale
+ALL_OTHERS = ("diagnose", STRATA, "evaluate")  # their `--set` may not make a finished stage stale
 
 
 def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
@@ -86,7 +86,8 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
             _, key = asked_for(part)
             if key and part.there and part not in needed and part.name not in made:
                 given = [text for text in run.overrides if names_key(text.partition("=")[0], key)]
-                elsewhere = command(run, verb, given, out=run.called.with_name(f"{run.called.name}-{verb}"))
+                folder = f"{run.called.name}-{verb.split()[-1].lstrip('-')}"
+                elsewhere = command(run, verb, given, out=run.called.with_name(folder))
                 trains = part.name.startswith("train/") and verb == "evaluate"
                 first = f"{remake_command(run, part.name)} first, or " if trains else ""
                 raise UserError(
@@ -112,7 +113,7 @@ def _value(content: Mapping[str, Any], key: str) -> Any:
 
 
 MADE = {"marketplace": "simulated logs", "exposures": "the log of a service"}  # generated logs, by key of `data`
-ASK_REWARD = {"train", "diagnose", "evaluate"}
+ASK_REWARD = {"train", "diagnose", STRATA, "evaluate"}
 
 
 def check_named(data: RunData, parts: Collection[str]) -> None:

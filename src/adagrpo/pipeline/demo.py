@@ -1,4 +1,4 @@
-"""The demo: decide under a good and a bad reward what to serve, and measure the effect on users.
+"""The demo: train AdaGRPO with its controls under a good and a wrong reward, and decide under each what to serve.
 
 DIR is a run of recipes/demo.yaml, whose reward trees count what the policy does not read; DIR-wrong-reward has a ranker
 fitted on impressions only. Neither diagnosis, training nor `decide` reads the simulated truth.
@@ -6,25 +6,35 @@ fitted on impressions only. Neither diagnosis, training nor `decide` reads the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
-from adagrpo.console import Console
-from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.console import Console, Silent
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.lists.names import FUSE, REWARD, START
+from adagrpo.objective import GATES, GroupSummary
 from adagrpo.pipeline.choose_checkpoint import evaluation_of
 from adagrpo.pipeline.directory import locked
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.json_files import json_lines
+from adagrpo.pipeline.json_files import json_lines, read_rows
 from adagrpo.pipeline.outputs import write_output
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.ranker_report import read_measured
 from adagrpo.rewards.model_files import require
+from adagrpo.stopping import terminable
 
 GOOD, WRONG = "trees", "shown items alone"
 WRONG_REWARD = ("reward.kind=sequential",)  # fitted by the recipe on impressions only
 BASELINE = "nll"
+GATES_COMPARED = [("adagrpo", "adagrpo-random")]
 OUTPUT = "demo.json"
 
 
@@ -32,7 +42,7 @@ class DemoResult(NamedTuple):
     """Results of the demo."""
 
     metrics: dict[str, Any]  # metrics.json under the good reward
-    rewards: dict[str, Any]  # demo.json: verdicts in `rewards`, `decisions`, `fused_weights`, `rows` of trained arms
+    rewards: dict[str, Any]  # demo.json: verdicts in `rewards`, `training`, `decisions`, `fused_weights`
     pages: dict[str, Path]  # the report under each reward
 
 
@@ -46,14 +56,17 @@ def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Ru
     }
 
 
-def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
-    """Diagnose, train, measure and decide under both rewards, skipping finished work; arms are compared with `nll`."""
+def run_demo(directory: Path, config: Config, console: Console, *, compete: bool = False) -> DemoResult:
+    """Diagnose, train, measure and decide under both rewards, skipping finished work; `compete`: trained arms too."""
     require("lightgbm", "reward")
     runs = demo_runs(directory, config, console)
-    with locked(runs[GOOD]), locked(runs[WRONG]):
+    with locked(runs[GOOD]):
         runs[GOOD].prepare()
         runs[GOOD].tokenize()
         runs[GOOD].sft()
+    with side_by_side(directory, config, compete), locked(runs[GOOD]):
+        _all_of(runs[GOOD], compete)
+    with locked(runs[GOOD]), locked(runs[WRONG]):  # what is finished is read, and what failed beside it is said
         verdicts: dict[str, dict[str, Any]] = {}
         for name, run in runs.items():
             run.ranker()
@@ -61,26 +74,73 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         decisions: dict[str, dict[str, Any]] = {}
         for name, run in runs.items():
             run.complete()
-            decisions[name] = run.decide(train=bool(config.train.arms))
+            decisions[name] = run.decide(train=compete)
         fused = {}  # weights of policy and reward in `fuse`, in units of σ
         for name, run in runs.items():
             weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
             own = [part for part in weights if part.startswith(REWARD)] or ["ranker"]  # the ranker is always a part
             fused[name] = {"policy": weights["policy"], "reward": sum(weights[part] for part in own)}
-        content = {"rewards": verdicts, "decisions": decisions, "fused_weights": fused, "rows": _rows(runs)}
+        content = {"rewards": verdicts, "decisions": decisions, "fused_weights": fused}
+        content["training"] = {name: trained(run) for name, run in runs.items()}
         write_output(runs[GOOD], OUTPUT, json_lines(content, allow_nan=False))
     pages = {name: run.path("report.html") for name, run in runs.items()}
     return DemoResult(runs[GOOD].results, content, pages)
 
 
-def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
-    if BASELINE not in (arm.name for arm in runs[GOOD].config.train.arms):
-        return []
-    measured: dict[tuple[str, str], list[Measured]] = {}
-    for reward, run in runs.items():
-        data = RunData(run)
-        arms = [arm.name for arm in run.config.train.arms]
-        for arm in ("sft", *arms) if reward == GOOD else [arm for arm in arms if arm != BASELINE]:
-            name = arm if arm in ("sft", BASELINE) else f"{reward}: {arm}"
-            measured[name, "final"] = [read_measured(data, run.path(*evaluation_of(arm, "final")))]
-    return compare(measured, [runs[GOOD].config.seed], CompareConfig(baseline=BASELINE, margins={}))
+def _all_of(run: Run, compete: bool) -> None:
+    run.ranker()
+    run.diagnose()
+    run.complete()
+    run.decide(train=compete)
+
+
+@contextmanager
+def side_by_side(directory: Path, config: Config, compete: bool) -> Iterator[None]:
+    """Make the run of the wrong reward in another process, each with half of the threads."""
+    threads = torch.get_num_threads()
+    if threads < 2:
+        yield
+        return
+    beside = get_context("spawn").Process(
+        target=_beside, args=(directory, dump_config(config), compete, threads // 2), daemon=True
+    )
+    beside.start()
+    try:
+        torch.set_num_threads(threads - threads // 2)
+        yield
+        beside.join()
+    finally:
+        beside.terminate()
+        beside.join()
+        torch.set_num_threads(threads)
+
+
+def _beside(directory: Path, recipe: dict[str, Any], compete: bool, threads: int) -> None:
+    torch.set_num_threads(threads)
+    run = demo_runs(directory, resolve_config(recipe, (), "demo"), Silent())[WRONG]
+    with suppress(UserError, ServiceError), terminable(), locked(run):  # the first process meets them again
+        _all_of(run, compete)
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """Return the last steps of a run's arms against continued NLL, and the gate against a random one of its size.
+
+    Keys: `rows` and `pairs` as of `adagrpo.evaluation.comparison`, and `admission`, by arm the means over all steps, by
+    the reward and by shuffled rewards. Nothing without an arm `nll`.
+    """
+    arms = [arm.name for arm in run.config.train.arms]
+    if BASELINE not in arms:
+        return {"rows": [], "pairs": [], "admission": {}}
+    data, measured = RunData(run), dict[tuple[str, str], list[Measured]]()
+    for arm in ("sft", *arms):
+        measured[arm, "final"] = [read_measured(data, run.path(*evaluation_of(arm, "final")))]
+    pairs = [pair for pair in GATES_COMPARED if set(pair) <= {*arms}]
+    options = CompareConfig(baseline=BASELINE, margins={}, pairs=tuple(pairs))
+    admission = {}
+    for gated in run.config.train.arms:
+        if gated.admits is not None and GATES[gated.admits].reads_tests:
+            groups = map(GroupSummary.of_row, read_rows(run.checked("train", gated.name, "steps.jsonl")))
+            shares = [(one.admission, one.shuffled_admission) for one in groups if one.admission is not None]
+            admission[gated.name] = [float(np.mean(np.array(one, float))) for one in zip(*shares, strict=True)]
+    rows = compare(measured, [run.config.seed], options)
+    return {"rows": rows, "pairs": compare_pairs(measured, options), "admission": admission}

@@ -32,6 +32,7 @@ from adagrpo.report.run_tables import own_interval
 from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
 from adagrpo.storage.writing import atomic_folder
+from adagrpo.trainer.thresholds import FILE as THRESHOLDS_FILE
 
 
 def export(
@@ -248,8 +249,10 @@ def _training(run: RunDirectory, chosen: Chosen, checkpoint: str) -> str:
             if (pressure := arm.pressure_of(run.config.objective)) is not None:
                 rows.append(("pressure", f"{pressure:g}, from which lambda was computed"))
             if arm.admits is not None and GATES[arm.admits].reads_tests:
-                thresholds = options.of_gate(options.tested_by(arm.admits)).items()
-                told = (f"{name} {value}" for name, value in thresholds if value is not None)
+                thresholds = options.of_gate(options.tested_by(arm.admits))
+                found = find_content(run, "train", arm.name, THRESHOLDS_FILE) or {}
+                thresholds |= {name: found[name] for name in ("tau", "rho") if found}
+                told = (f"{name} {value}" for name, value in thresholds.items() if value is not None)
                 rows.append(("thresholds", ", ".join(told)))
             rows.append(("reward", run.config.reward.kind))
     return to_markdown(Table.of(("setting", "value"), rows, 2))

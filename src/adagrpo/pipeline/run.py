@@ -50,7 +50,7 @@ from adagrpo.pipeline.refresh import refresh, serve_before
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look, look_before_fitting
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.stage import RUN, StageTable, sources_of
+from adagrpo.pipeline.stage import RUN, STRATA, StageTable, sources_of
 from adagrpo.pipeline.stages.control import control as read_control
 from adagrpo.pipeline.stages.diagnose import check_diagnosis, is_diagnosed
 from adagrpo.pipeline.stages.evaluate import collect
@@ -61,6 +61,7 @@ from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.readers.formats import files_of
 from adagrpo.report.diagnosis_page import write_diagnosis
 from adagrpo.report.run_page import write_report, write_users
+from adagrpo.report.strata_page import write_strata
 from adagrpo.trainer.processes import processes
 from adagrpo.types import ItemId
 
@@ -185,6 +186,20 @@ class Run(RunDirectory):
             write_diagnosis(self.directory, content, self.config.name, decided, self.called)
             self._renew_report()  # it shows the verdict
         return Diagnosis.of(content, decided, self.called)
+
+    def strata(self) -> dict[str, Any]:
+        """Measure re-ranking by the reward, by difficulty and by the gate's tests; write strata.html.
+
+        Returns:
+            The content of strata/strata.json: `settings`, with the thresholds, and `rows`, one per stratum.
+        """
+        with self._doing(STRATA):
+            self._look_at_reward()
+            self._make(STRATA)
+            content = self.content("strata", "strata.json")
+            write_strata(self.directory, content, self.config.name)
+            self._renew_report()
+        return content
 
     def decide(
         self, budget_ms: float | None = None, *, train: bool = False, control: str | None = None

@@ -14,10 +14,12 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import MANIFEST
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # commands of `adagrpo run`
-MEASURES_REWARD = ("diagnose", "train", "evaluate", "decide")
+STRATA = "diagnose --strata"  # a command of its own, since it reads more settings
+MEASURES_REWARD = ("diagnose", STRATA, "train", "evaluate", "decide")
 # files of a fit: log, best and final weights, and the state to resume from
 CHECKPOINTS = (
-    *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json", "lost.json", "pressure.json"),
+    *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json"),
+    *("lost.json", "pressure.json", "thresholds.json"),
     *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
     *("semantic_ids.json", "config.json"),
 )

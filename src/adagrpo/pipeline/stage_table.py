@@ -12,7 +12,7 @@ from adagrpo.lists.table import BASELINES, FITTED, LISTED, SOURCES, baselines, f
 from adagrpo.pipeline.list_makers import rewards_alone
 from adagrpo.pipeline.list_rules import RULES
 from adagrpo.pipeline.rewards import first_look
-from adagrpo.pipeline.stage import MEASURES_REWARD, Declare, Members, Stage, StageTable
+from adagrpo.pipeline.stage import MEASURES_REWARD, STRATA, Declare, Members, Stage, StageTable
 from adagrpo.pipeline.stages.control import control
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import evaluate
@@ -25,6 +25,7 @@ from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_i
 from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
 from adagrpo.pipeline.stages.ranker_report import pair_outcomes, report_ranker
 from adagrpo.pipeline.stages.reranking import re_rankings, reranking
+from adagrpo.pipeline.stages.strata import strata
 from adagrpo.pipeline.stages.tokenize import VECTORS, encode, reads_texts, tokenize, vectors
 
 
@@ -174,6 +175,7 @@ STAGES = StageTable(
         Stage("fuse/*", "decide", (*DECODING, "decide", "reward", "seed"), members=_fused, unused=NO_ARM, selects=True),
         Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, on_request=True),
         Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True, refit=True),
+        Stage("strata", STRATA, (*DECODING, "objective", "reward", "seed"), strata, on_request=True),
         Stage("evaluate/sft", "evaluate", TRAINED, evaluate),
         Stage(f"evaluate/{'|'.join(BASELINES)}", "evaluate", DECODING, members=_alone),
         Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.evaluation.comparison import reported
 from adagrpo.lists.names import RERANK
 from adagrpo.lists.table import LISTED
 from adagrpo.report.tables import MISSING, START, Table, format_metric, metric_label
@@ -221,7 +220,7 @@ def contenders_table(content: Mapping[str, Any]) -> Table:
 
 
 def trial_sentences(content: Mapping[str, Any]) -> list[str]:
-    """Return for each reward the advice, what is served, and the effect of training to the end."""
+    """Return for each reward the advice, and what is served."""
     sentences = []
     for reward, verdict in content["rewards"].items():
         decision, weights = content["decisions"][reward], content["fused_weights"][reward]
@@ -230,18 +229,10 @@ def trial_sentences(content: Mapping[str, Any]) -> list[str]:
             {name: format_metric(name, tested[key][name]) for name in SHOWN}
             for key in (decision["chosen"], decision["control"])
         )
-        moved: dict[str, list[str]] = {"raised it": [], "lowered it": [], "did not change it": []}
-        for row in content["rows"]:
-            name, _, arm = row["arm"].rpartition(": ")
-            if name == reward:
-                low, high = reported(row["against"][UTILITY])
-                moved["raised it" if low > 0 else "lowered it" if high < 0 else "did not change it"].append(arm)
-        trained = "; ".join(f"{', '.join(arms)} {verb}" for verb, arms in moved.items() if arms)
-        trained = f" True utility of training alone, last step against nll: {trained}." if trained else ""
         sentences.append(
             f"{reward}: diagnose says {verdict['decision']}. {verdict['sentences'][1]} decide serves"
             f" {decision['chosen']}, with true utility {served[UTILITY]} and HR@10 {served[HIT]}; {decision['control']}"
             f" has {start[UTILITY]} and {start[HIT]}. In fuse the reward has weight {weights['reward']:.2f} and the"
-            f" policy {weights['policy']:.2f}, in spreads.{trained}"
+            f" policy {weights['policy']:.2f}, in spreads."
         )
     return [*sentences, RANKER]

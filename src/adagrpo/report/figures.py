@@ -39,6 +39,8 @@ TOLERANCE = 1e-3  # relative; batches of another size round otherwise
 SIGNALS: tuple[tuple[Quantity | tuple[str, ...], str, str, bool], ...] = (
     (lambda groups: groups.reward, "Mean reward of the rollouts", "reward", False),
     (lambda groups: groups.invalid_share, "Invalid rollouts", "share of rollouts", True),
+    (lambda groups: groups.rejected_degenerate, "Groups whose rewards define no order", "share of samples", True),
+    (lambda groups: groups.contains_target, "Groups that hold the logged item", "share of groups", True),
     (("nll",), "NLL of the logged items", "nats a code", False),
     (lambda groups: groups.kl, "KL from the starting policy", "nats", False),
     (lambda groups: groups.entropy, "Entropy of the rollouts", "nats", False),
@@ -144,7 +146,7 @@ def _charts(plots: Sequence[_Plot]) -> list[Figure]:
             numbers=series_table(series, "step", percent=percent),
         )
         for title, y_label, series, percent in plots
-        if any(is_finite(value) for line in series for value in line.y)
+        if any(sum(map(is_finite, line.y)) > 1 for line in series)  # no curve is one dot
     ]
 
 

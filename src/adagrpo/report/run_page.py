@@ -27,6 +27,7 @@ from adagrpo.report.run_tables import (
     stage_table,
     strata_table,
 )
+from adagrpo.report.strata_page import strata_figures, strata_summary
 from adagrpo.report.summary import summary_sentences
 from adagrpo.report.tables import MISSING, START, Split, Table, checkpoints, results_table, shown_columns
 from adagrpo.storage.writing import write_file
@@ -156,6 +157,12 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
         link = "The whole diagnosis" if (files.directory / "diagnose.html").is_file() else ""
         return [Block("verdict", [asked, *text], verdict["decision"]), Block("link", link, "diagnose.html")]
 
+    def strata(content: Content) -> list[Block]:
+        link = "The tables" if (files.directory / "strata.html").is_file() else ""
+        how = Block("quiet", " ".join(strata_summary(content)))
+        drawn = [how, Block("charts", strata_figures(content)), Block("link", link, "strata.html")]
+        return [Block("details", drawn, "Where re-ranking by the reward helps, and where shuffled rewards do")]
+
     def paired(content: Content) -> list[Block]:
         tables = {name: table for key, name in REFERENCES.items() if (table := paired_table(content, key))}
         return [
@@ -174,10 +181,12 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
             ),
         ]
 
-    summary = summary_sentences(metrics, baselines=decision is None)
+    against = _read(files, ("report", "paired", "paired.json"), lambda content: content)
+    summary = summary_sentences(metrics, baselines=decision is None, paired=against)
     first = 3 if decision is None else 0
     verdict = [Block("verdict", summary[:first]), Block("p", " ".join(summary[first:]))]
     verdict += _read(files, ("diagnose", "diagnose.json"), diagnosis) or []
+    verdict += _read(files, ("strata", "strata.json"), strata) or []
     points = checkpoints(metrics)
     measured = [split for split in SPLITS if any(point.value(split, "hr@10") is not None for point in points)]
     results = [

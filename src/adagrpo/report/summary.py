@@ -10,19 +10,20 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adagrpo.objective import GATES
+from adagrpo.evaluation.comparison import GATE_CONTROLS, GATED
 from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative
+from adagrpo.report.training import control_sentence
 
-GATE = "adagrpo"
-CONTROLS = {f"{GATE}-{name}" for name, gate in GATES.items() if gate.control}  # of its λ and term
 HR = "hr@10"
 NDCG = "ndcg@10"  # of validation, by which checkpoints are chosen
 JUDGED = {HR: "HR@10", "true_utility@10": "true utility"}
 MOST_NAMED = 8  # values of a filter that a sentence names
 
 
-def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> list[str]:
-    """Summarize the run in a few sentences; UserError if the metrics are malformed."""
+def summary_sentences(
+    metrics: Mapping[str, Any], *, baselines: bool = True, paired: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Summarize the run in a few sentences, with the differences in `paired.json`; UserError if it is malformed."""
     points = checkpoints(metrics)
     split = "test" if any(point.value("test", HR) is not None for point in points) else "validation"
     start = _best(points, START)
@@ -50,15 +51,9 @@ def summary_sentences(metrics: Mapping[str, Any], *, baselines: bool = True) -> 
     if sample:
         sentences.append(f"Validation is measured on a fixed sample of {sample:,} cases.")
     sentences += [*_picked(arms, start, split), *hacked]
-    if (gate := _best(arms, GATE)) is not None:
-        value = _or_least(gate.value(split, HR))
-        ahead = [point for point in arms if point.arm in CONTROLS and _or_least(point.value(split, HR)) >= value]
-        if ahead:
-            names = ", ".join(f"{point.arm} ({_text(point, split)})" for point in ahead)
-            sentences.append(
-                f"The gate ({_text(gate, split)}) does not beat these controls: {names}. Its choice of samples does not"
-                " help."
-            )
+    for row in (paired or {}).get("against", ()):
+        if row["arm"] == GATED and row["checkpoint"] == "final" and row["reference"] in GATE_CONTROLS:
+            sentences.append(control_sentence(row["reference"], row["metrics"]))
     rows = [(name, row[HR]) for name, row in rerank_rows(metrics) if "test" not in name and row.get(HR) is not None]
     trained = max(_or_least(point.value("validation", HR)) for point in arms)
     if rows and trained != -math.inf:

@@ -23,6 +23,7 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import calibrate
 from adagrpo.trainer.processes import processes
+from adagrpo.trainer.thresholds import GATE, find_thresholds, thresholds_sentence
 
 
 def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
@@ -76,7 +77,25 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 for name in TERMS[arm.term].in_list_stds:
                     given = objective.of_term(arm.term)[name]
                     weight = given if isinstance(given, int | float) else known.distill
-                    in_scores = in_scores.with_option(arm.term, name, weight / known.within_list_std)
+                    in_scores = in_scores.with_options(arm.term, **{name: weight / known.within_list_std})
+            if in_scores.finds_thresholds(arm.admits):
+                drawn_by = in_scores.model_dump(mode="json", exclude={"lambda_", "pressure", "pressure_steps", *TERMS})
+                alike = [drawn_by, read_settings(run.config, settings_read, NOT_FITTED), hashes_of(run, reads)]
+                known_as, shared = f"thresholds {hash_json(alike)}", SHARED.setdefault(run, {})
+                pair, now = find_thresholds(
+                    policy,
+                    data.catalog,
+                    models.group_reward(),
+                    schedule,
+                    in_scores,
+                    work,
+                    processes(),
+                    known=shared.get(known_as),
+                )
+                shared[known_as] = pair
+                in_scores = in_scores.with_options(GATE, tau=pair["tau"], rho=pair["rho"], admit=None)
+                if now:
+                    log_event(run, f"train/{arm.name}", thresholds_sentence(pair))
             lambda_ = arm.weight_of(run.config.objective) if pressure is None else 1.0  # pressure is measured at 1
             task = PostTraining(
                 policy,

@@ -188,6 +188,7 @@ def pair_outcomes(run: RunDirectory, arms: Sequence[str]) -> Declaration:
         reads=[*reads, *data.truth_files],
         files=("paired.json",),
         settings=("evaluation.beam_width",),
+        version=2,
         also={"metrics": measured(run.config.data.split.baskets), "arms": list(arms)} | data.truth_read,
     )
 

@@ -1,7 +1,7 @@
-"""The groups that post-training would see, on validation cases, with a policy that stays as it is.
+"""A group per case, drawn, scored and examined as post-training would, by a policy that stays as it is.
 
-They are drawn, scored and examined by the first three steps of `adagrpo.groups`. Batches are random sets of cases, as
-in training, since they are where the negatives come from.
+Batches are random sets of cases, as in training, since they are where the negatives come from. The running standard
+deviation of training is replaced by that of all rewards.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts
 
-__all__ = ["case_groups", "evidence_of"]
-
 
 def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
-    """Difficulty, discriminability and degeneracy of every group, by the deviation of all rewards or shuffled ones."""
+    """Compute every diagnostic of every group, by its rewards or by shuffled ones."""
     rewards = groups.shuffled_rewards if shuffled else groups.rewards
     valid = rewards.rollouts[groups.rollouts.valid]
     running_std = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
@@ -47,14 +45,14 @@ def case_groups(
     batch_size: int,
     max_history: int,
     seed: int,
-    source: NegativeSource = "targets",
+    source: NegativeSource = "rollouts",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredGroups:
-    """Draw and score a group a case, in the order of the cases, on the CPU; with the scores of logged items.
+    """Draw and score a group per case, with the scores of logged items; returned in the order of cases, on the CPU.
 
     Args:
         batch_size: cases at a time; negatives come from the same batch.
-        source: of the negatives; `targets` are those of the gate `rollout_miss`.
+        source: where negatives come from, see `adagrpo.groups.score`.
         report: called with (cases done, cases in all).
     """
     policy.eval()
@@ -70,11 +68,11 @@ def case_groups(
         drawn = draw_groups(policy, catalog, histories, targets, objective, generator, score_targets=True)
         parts.append(score_groups(reward, drawn, objective.negatives, generator, source=source))
         report(first + len(rows), len(order))
-    return joined_groups(parts, torch.from_numpy(np.argsort(order)))
+    return _joined(parts, torch.from_numpy(np.argsort(order)))
 
 
-def joined_groups(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
-    """The groups of all batches on the CPU, their rows taken in an order."""
+def _joined(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
+    """Join the groups of all batches on the CPU, rows in an order."""
 
     def join(tensors: Sequence[Tensor | None]) -> Tensor:
         return torch.cat([tensor.cpu() for tensor in tensors if tensor is not None])[order]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from adagrpo.config import ObjectiveConfig
+from adagrpo.groups.cases import case_groups, evidence_of
 from adagrpo.groups.score import GroupRewards, ScoredGroups
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Ragged, Rollouts
 from research.gates import rollout_miss_gate
-from research.paper_gate.case_groups import case_groups, evidence_of
 
 CASES, ITEMS = 23, 20
 OBJECTIVE = ObjectiveConfig()
