@@ -14,6 +14,7 @@
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
 | `contenders` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
+| `trained` | one `NAME.training.json`, `training` of a `demo.json`: arms by a reward | `reward`, its number |
 | `trial` | the same, of a demo whose arms are shown at their last steps | |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
@@ -55,6 +56,7 @@ from adagrpo.report.comparison_page import comparison_figures, pairs_table, read
 from adagrpo.report.decision import contenders_table
 from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, to_markdown, to_text
+from adagrpo.report.training import training_table
 from adagrpo.storage.writing import write_file
 from research.decisions import single_models
 from research.decisions.sets import lists
@@ -95,6 +97,7 @@ KEYS = {
     "quality": ("metric",),
     "crossing": ("metric",),
     "contenders": ("form",),
+    "trained": ("reward",),
     "trial": (),
     "tuned": (),
     "matched": (),
@@ -318,6 +321,14 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind in ("contenders", "trial"):
         content = _trial(find(results, f"{name}.trial.json"))
         return contenders_table(content) if marker.kind == "contenders" else trial_table(content)
+    if marker.kind == "trained":
+        runs = json.loads(_read(find(results, f"{name}.training.json")))
+        table = training_table([*runs.values()][int(options.get("reward", 0))])
+        kept = [column for column, text in enumerate(table.header) if not text.startswith(("mean", "true"))]
+        kept.remove(len(table.header) - 3)  # of true utility
+        return Table.of(
+            [table.header[column] for column in kept], (tuple(row[column] for column in kept) for row in table.rows)
+        )
     if marker.kind == "matched":
         return _matched(marker.names, results)
     path = find(results, f"{name}.jsonl")

@@ -1,4 +1,7 @@
-"""Compare item-kNN, your ranker, a generative policy, re-ranking and fusion on your logs, and serve the best list."""
+"""AdaGRPO adds GRPO, with your ranker as the reward, to the likelihood loss of a generative recommender, only for
+samples that pass a gate: the policy is unsure, and the ranker can tell the logged item from others. `adagrpo` trains it
+beside its controls and its rivals, finds the best list that your logs and models can give, and serves that.
+"""
 
 import importlib
 import os

@@ -86,3 +86,17 @@ def choose_thresholds(grid: Sequence[Admission], admit: float, samples: int) -> 
         return (1 + samples * row.admitted) / (1 + samples * row.shuffled), -row.tau, -row.rho
 
     return max(near, key=key)
+
+
+def thresholds_sentence(found: Mapping[str, Any]) -> str:
+    """Describe `thresholds.json`, see `adagrpo.trainer.thresholds`.
+
+    >>> tests = {"hard": (0.5, 0.5), "known": (0.4, 0.3), "suppressed": (0.6, 0.2), "gate": (0.12, 0.04)}
+    >>> thresholds_sentence({"admit": 0.12, "tau": 0.3, "rho": 0.5, "groups": 2048, "tests": tests})[:60]
+    'admit 0.12 is tau 0.3 and rho 0.5: of 2,048 training samples'
+    """
+    each = [f"{name} {100 * own:.1f} % ({100 * chance:.1f} %)" for name, (own, chance) in found["tests"].items()]
+    return (
+        f"admit {found['admit']:g} is tau {found['tau']:g} and rho {found['rho']:g}: of {found['groups']:,} training"
+        f" samples at the starting policy these pass, with shuffled rewards in brackets: {', '.join(each)}"
+    )

@@ -69,6 +69,7 @@ class Log:
     validation: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     best_step: float | None = None
     lost: Mapping[str, Any] | None = None  # step and reason of a policy collapse
+    thresholds: Mapping[str, Any] | None = None  # `thresholds.json`, where the gate's were found by admission
 
     @cached_property
     def groups(self) -> list[GroupSummary]:
@@ -182,6 +183,27 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
             caption += f". The rollouts of {format_metric('admission', holding)} of the admitted held the logged item"
         shares = [Series(name, steps, values) for name, values in (*layers, ("shuffled reward", shuffled))]
         figures.append(Figure(svg, f"{caption}.", series_table(shares, "step", percent=True)))
+    return figures
+
+
+def threshold_figures(log: Log) -> list[Figure]:
+    """Draw what the gate admits by τ and ρ at the starting policy, by the rewards and by shuffled ones."""
+    assert log.thresholds is not None, "of an arm whose thresholds were found"
+    grid = [row for row in log.thresholds["grid"] if round(10 * row[0], 6) % 2 == 1]  # τ .1, .3, .5, .7 and .9
+    figures = []
+    for place, whose in ((2, "its rewards"), (3, "shuffled rewards")):
+        lines = [
+            Series(f"tau {tau:g}", [r[1] for r in grid if r[0] == tau], [r[place] for r in grid if r[0] == tau])
+            for tau in dict.fromkeys(row[0] for row in grid)
+        ]
+        svg = line_chart(
+            lines,
+            title=f"{log.arm}: admission at the start, by {whose}",
+            x_label="rho",
+            y_label="share of samples",
+            percent=True,
+        )
+        figures.append(Figure(svg, "", series_table(lines, "rho", percent=True)))
     return figures
 
 

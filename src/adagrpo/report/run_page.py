@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
 from adagrpo.metrics import ReportPart
+from adagrpo.objective.admission import thresholds_sentence
 from adagrpo.report import figures
 from adagrpo.report.decision import decision_sentences, decision_table, list_advice
 from adagrpo.report.figures import Figure, Log, of_this_reward
@@ -112,7 +113,9 @@ def _logs(files: RunFiles, metrics: Content) -> list[Log]:
         paths = (files.find(*folders[arm], name) for name in ("steps.jsonl", "validation.jsonl"))
         steps, validation = ([] if path is None else read_rows(path) for path in paths)
         lost = files.find(*folders[arm], "lost.json")
-        logs.append(Log(arm, steps, validation, best.get(arm), None if lost is None else read_mapping(lost)))
+        found = files.find(*folders[arm], "thresholds.json")
+        contents = (None if path is None else read_mapping(path) for path in (lost, found))
+        logs.append(Log(arm, steps, validation, best.get(arm), *contents))
     return logs
 
 
@@ -239,6 +242,16 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
         *([Block("h3", "What went wrong while training"), Block("quiet", went_wrong)] if failures else []),
         Block("table", failures),
     ]
+    searched = next((log for log in logs if log.thresholds is not None), None)
+    thresholds = (
+        []
+        if searched is None
+        else [
+            Block("h3", "Thresholds by admission"),
+            Block("p", f"{searched.arm}: {thresholds_sentence(searched.thresholds or {})}."),
+            Block("charts", figures.threshold_figures(searched)),
+        ]
+    )
     admission = [Block("quiet", admitted if drawn["admission"] else ""), Block("charts", drawn["admission"])]
     return [
         Section("verdict", "Verdict on training" if decision else "Verdict", verdict, "Verdict"),
@@ -246,7 +259,7 @@ def _training(files: RunFiles, metrics: Content, decision: Content | None) -> li
         Section("validity", "Retrieval against validity", [Block("charts", drawn["frontier"])]),
         Section("truth", "Reward against truth", [Block("charts", drawn["utility"])]),
         Section("curves", "Learning curves", learning, "Learning curves"),
-        Section("admission", "Admission", admission, "Admission"),
+        Section("admission", "Admission", [*thresholds, *admission], "Admission"),
         Section("signals", "Training signals", training),
     ]
 

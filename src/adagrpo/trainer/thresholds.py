@@ -104,17 +104,3 @@ def find_thresholds(
         work.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(known) + "\n")
     return known, True
-
-
-def thresholds_sentence(found: dict[str, Any]) -> str:
-    """Describe what was found.
-
-    >>> tests = {"hard": (0.5, 0.5), "known": (0.4, 0.3), "suppressed": (0.6, 0.2), "gate": (0.12, 0.04)}
-    >>> thresholds_sentence({"admit": 0.12, "tau": 0.3, "rho": 0.5, "groups": 2048, "tests": tests})[:60]
-    'admit 0.12 is tau 0.3 and rho 0.5: of 2,048 training samples'
-    """
-    each = [f"{name} {100 * own:.1f} % ({100 * chance:.1f} %)" for name, (own, chance) in found["tests"].items()]
-    return (
-        f"admit {found['admit']:g} is tau {found['tau']:g} and rho {found['rho']:g}: of {found['groups']:,} training"
-        f" samples at the starting policy these pass, with shuffled rewards in brackets: {', '.join(each)}"
-    )

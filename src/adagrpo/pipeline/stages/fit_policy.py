@@ -12,6 +12,7 @@ from torch import nn
 from adagrpo.config import ArmConfig, read_settings
 from adagrpo.config.objective import without_sections
 from adagrpo.errors import UserError
+from adagrpo.objective.admission import thresholds_sentence
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.directory import RunDirectory, hash_of, hashes_of, log_event, model_of, path_of
 from adagrpo.pipeline.factories import REWARD_WEIGHTS, Models, read_reward_weights
@@ -23,7 +24,7 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import calibrate
 from adagrpo.trainer.processes import processes
-from adagrpo.trainer.thresholds import GATE, find_thresholds, thresholds_sentence
+from adagrpo.trainer.thresholds import GATE, find_thresholds
 
 
 def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
