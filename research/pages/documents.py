@@ -322,13 +322,7 @@ def _made(marker: Marker, results: Path) -> Table:
         content = _trial(find(results, f"{name}.trial.json"))
         return contenders_table(content) if marker.kind == "contenders" else trial_table(content)
     if marker.kind == "trained":
-        runs = json.loads(_read(find(results, f"{name}.training.json")))
-        table = training_table([*runs.values()][int(options.get("reward", 0))])
-        kept = [column for column, text in enumerate(table.header) if not text.startswith(("mean", "true"))]
-        kept.remove(len(table.header) - 3)  # of true utility
-        return Table.of(
-            [table.header[column] for column in kept], (tuple(row[column] for column in kept) for row in table.rows)
-        )
+        return _trained(find(results, f"{name}.training.json"), int(options.get("reward", 0)))
     if marker.kind == "matched":
         return _matched(marker.names, results)
     path = find(results, f"{name}.jsonl")
@@ -452,6 +446,15 @@ def _pages(place: Path) -> list[Path]:
     if not place.is_file():
         raise UserError(f"{place}: no such file or folder")
     return [place]
+
+
+def _trained(path: Path, reward: int) -> Table:
+    """The arms by one reward, without its means and without true utility."""
+    whole = training_table([*json.loads(_read(path)).values()][reward])
+    kept = [column for column, text in enumerate(whole.header) if not text.startswith(("mean", "true"))]
+    kept.remove(len(whole.header) - 3)  # of true utility
+    rows = [tuple(row[column] for column in kept) for row in whole.rows]
+    return Table.of([whole.header[column] for column in kept], rows)
 
 
 def _trial(path: Path) -> Mapping[str, Any]:

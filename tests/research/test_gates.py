@@ -122,7 +122,8 @@ def test_a_gate_that_is_not_registered_is_answered_with_those_that_are() -> None
     quoted = ", ".join(f"'{name}'" for name in known.split(", "))
     of_section = f"is the section of no registered reward term or gate; known: {', '.join(TERMS)}, {known}{PLUGIN}"
     assert answers == [
-        f"recipe.yaml: train.arms.0: objective 'adagrpo-rollout_miss': there is no gate 'rollout_miss'; known: {known}{PLUGIN}",
+        "recipe.yaml: train.arms.0: objective 'adagrpo-rollout_miss': there is no gate 'rollout_miss'; known:"
+        f" {known}{PLUGIN}",
         f"recipe.yaml: train.arms.0.gate: Input should be {' or '.join(quoted.rsplit(', ', 1))} (found 'oracle')",
         "recipe.yaml: objective.control_of: Input should be 'adagrpo' (found 'rollout_miss')",
         f"recipe.yaml: objective: 'rollout_miss' (q_min) {of_section}",

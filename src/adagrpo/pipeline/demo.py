@@ -92,6 +92,7 @@ def _all_of(run: Run, compete: bool) -> None:
     run.diagnose()
     run.complete()
     run.decide(train=compete)
+    run.strata()
 
 
 @contextmanager
