@@ -52,12 +52,15 @@ def _resolved(page: Path, target: str) -> Path:
 
 
 def _leave(app: Any, name: str, source: list[str]) -> None:
-    """Mark links that leave the documentation, since a Markdown file out there is taken for a missing page."""
+    """Mark links that leave the documentation, since a Markdown file out there is taken for a missing page.
+
+    Pictures are copied into the site as they stand.
+    """
     docs, page = Path(app.srcdir), Path(app.env.doc2path(name))
 
     def marked(link: re.Match[str]) -> str:
         inside = _resolved(page, link.group(1).partition("#")[0]).is_relative_to(docs)
-        return link.group(0) if inside else f"](path:{link.group(1)})"
+        return link.group(0) if inside or link.group(1).endswith(".svg") else f"](path:{link.group(1)})"
 
     parts = FENCED.split(source[0])
     source[0] = "".join(part if part.startswith("```") else LINK.sub(marked, part) for part in parts)
