@@ -139,7 +139,7 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
         ("pairs tiny metric=hr@10", "no pair of arms has hr@10"),
         ("comparison absent", "absent.comparison.json: no such file"),
         ("ablation tiny", "expected rows of research.starting_policies.ablation"),
-        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing, contenders, trial"),
+        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing, contenders, trained"),
         ("", "KIND one of"),
     ],
 )
