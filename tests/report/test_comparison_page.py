@@ -107,12 +107,17 @@ def test_a_gain_at_a_price_is_not_called_better() -> None:
     assert message[1].startswith("Significantly better, but beyond the margin on hallucination@10: grpo (best: +15.00")
 
 
-def test_a_control_that_is_not_beaten_is_named() -> None:
-    arms = {"adagrpo": [measured(60)] * 2, "adagrpo_random": [measured(61)] * 2, "mixture_matched": [measured(59)] * 2}
-    expected = "the gate (30.00 %) is not above these controls: adagrpo-random (30.50 %)."
-    assert any(sentence.endswith(expected) for sentence in finding(content(**arms)))
-    arms["adagrpo_random"] = [measured(59)] * 2
-    assert not any("controls" in sentence for sentence in finding(content(**arms)))
+def test_the_gate_and_its_control_differ_by_an_interval() -> None:
+    result = content(adagrpo=[measured(60)] * 2, adagrpo_random=[measured(61)] * 2, mixture_matched=[measured(59)] * 2)
+    (told,) = [sentence for sentence in finding(result) if sentence.startswith("The gate")]
+    assert told.startswith("The gate is not compared with adagrpo-random, mixture-matched: `compare.pairs: [[adagrpo,")
+    against = {"hr@10": {"difference": -0.005, "users": [-0.02, 0.01]}}
+    result["pairs"] = [
+        {"arm": "adagrpo", "other": "adagrpo-random", "checkpoint": kind, "against": against, "p_holm": 0.5}
+        for kind in ("best", "final")
+    ]
+    (told,) = [sentence for sentence in finding(result) if sentence.startswith("adagrpo less adagrpo-random")]
+    assert told.endswith("HR@10 -0.50 [-2.00, +1.00] points; no difference found.")
 
 
 def test_validation_chooses_and_test_reports() -> None:

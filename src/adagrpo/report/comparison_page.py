@@ -12,9 +12,8 @@ from typing import Any
 
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
-from adagrpo.evaluation.comparison import reported
+from adagrpo.evaluation.comparison import GATE_CONTROLS, GATED, reported
 from adagrpo.metrics import ReportPart, is_rate, lookup, metric_names
-from adagrpo.objective import GATES
 from adagrpo.report.charts import ForestRow, IntervalMark, forest_chart
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.page import Block, Section, page
@@ -29,6 +28,7 @@ from adagrpo.report.tables import (
     metric_table,
     to_markdown,
 )
+from adagrpo.report.training import control_sentence, intervals
 from adagrpo.storage.hashes import without_hash
 from adagrpo.storage.writing import write_file
 
@@ -183,7 +183,7 @@ EARLIER = {  # verdicts by the names that they had in files of earlier versions
     "no difference shown": "not distinguishable",
     "outside the family": "not tested",
 }
-CONTROLS = {*(f"adagrpo-{name}" for name, gate in GATES.items() if gate.control), *MATCHED}
+CONTROLS = {*GATE_CONTROLS, *MATCHED}
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
     under = f"{plan['baseline']} on {label} ({counted(len(seeds), 'seed')}, {counted(len(rows), 'test')})"
-    sign, side = (-1, "below") if lookup(metric).better == "lower" else (1, "above")
+    sign = -1 if lookup(metric).better == "lower" else 1
     most = max(rows, key=lambda row: sign * row["against"][metric]["difference"], default=None)
     largest = ""
     if most is not None and sign * (gain := most["against"][metric]["difference"]) > 0:
@@ -251,19 +251,15 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         sentences.append(f"Not distinguishable from {plan['baseline']}, which does not show equality: {names}.")
     if unused := [arm for arm, facts in content.get("arms", {}).items() if set(facts.get("weight", [])) == {0}]:
         sentences.append(f"Validation gave the reward no weight under any seed: {', '.join(unused)}.")
-    gate = next((row for row in content["rows"] if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
-    ahead = [
-        f"{row['arm']} ({_text(row, metric)})"
-        for row in content["rows"]
-        if gate is not None
-        and row["arm"] in CONTROLS
-        and row["checkpoint"] == "best"
-        and sign * (row["test"][metric]["mean"] - gate["test"][metric]["mean"]) >= 0
-    ]
-    if gate is not None and ahead:
+    tested = [row for row in content.get("pairs", ()) if row["arm"] == GATED and row["other"] in CONTROLS]
+    last = [row for row in tested if row["checkpoint"] == "final"]
+    sentences += [control_sentence(row["other"], intervals(row["against"])) for row in last]
+    arms = content["arms"]
+    untested = sorted(CONTROLS.intersection(arms)) if GATED in arms and not tested else []
+    if untested:
         sentences.append(
-            f"By the means of the best checkpoints the gate ({_text(gate, metric)}) is not {side} these controls:"
-            f" {', '.join(ahead)}."
+            f"The gate is not compared with {', '.join(untested)}: `compare.pairs: [[{GATED}, {untested[0]}]]` in the"
+            " recipe of a new comparison does."
         )
     picked = _picked(content["rows"], metric)
     sentences.append(

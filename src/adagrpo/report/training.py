@@ -55,6 +55,14 @@ def control_sentence(control: str, against: Mapping[str, Mapping[str, float]]) -
     return f"adagrpo less {control}, last step: {texts}; {says}."
 
 
+def intervals(against: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return `mean`, `low` and `high` of each difference of a comparison."""
+    ends = {name: reported(one) for name, one in against.items()}
+    return {
+        name: {"mean": one["difference"], "low": ends[name][0], "high": ends[name][1]} for name, one in against.items()
+    }
+
+
 def training_sentences(trained: Mapping[str, Any]) -> list[str]:
     """Say what the rows show: what moved against continued NLL, and the gate against a random one of its size."""
     judge = UTILITY if any(UTILITY in row["against"] for row in trained["rows"]) else HITS
@@ -67,13 +75,7 @@ def training_sentences(trained: Mapping[str, Any]) -> list[str]:
             )
     found = "; ".join(f"{verb} {', '.join(arms)}" for verb, arms in moved.items() if arms)
     sentences = [f"{metric_label(judge)} against nll: {found}."] if found else []
-    for pair in trained["pairs"]:
-        ends = {name: reported(one) for name, one in pair["against"].items()}
-        intervals = {
-            name: {"mean": one["difference"], "low": ends[name][0], "high": ends[name][1]}
-            for name, one in pair["against"].items()
-        }
-        sentences.append(control_sentence(pair["other"], intervals))
+    sentences += [control_sentence(pair["other"], intervals(pair["against"])) for pair in trained["pairs"]]
     return [*sentences, "95 % intervals over users, of one seed; another seed can differ by more."] if sentences else []
 
 
