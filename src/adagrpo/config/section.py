@@ -82,6 +82,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names) or 'none'}"
         return f"unknown key '{_short(path)}'{hint}"
     message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
+    if first["type"] == "union_tag_not_found":
+        message = "a mapping with the key `kind`"
     return (
         (f"{_short(path)}: " if path else "")
         + message
