@@ -308,9 +308,9 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"reward_funcs: the reward orders no group, so admit finds no thresholds: in each of {count} groups its"
                 " scores are equal, or fewer than two items were generated; give another reward"
             )
-        options = self.options.of_gate("adagrpo")
-        admit = options["admit"]
-        others = {name: value for name, value in options.items() if name not in ("tau", "rho", "admit")}
+        admit = self.admit
+        assert admit is not None, "asked only where a share is given"
+        others = {n: value for n, value in self.options.of_gate("adagrpo").items() if n not in ("tau", "rho")}
         try:
             found = choose_thresholds(admission_grid(own, permuted, **others), admit, count)
         except UserError as error:

@@ -48,7 +48,9 @@ def test_a_share_that_no_pair_admits_is_refused(copied: Path, data: Path, world:
 
 
 def test_thresholds_are_given_or_found() -> None:
-    with pytest.raises(ValueError, match=r"tau 0\.7 and admit 0\.12: admit finds it; admit: null keeps yours"):
+    with pytest.raises(
+        ValueError, match=r"tau 0\.7 and admit 0\.12: admit finds it; admit: null keeps yours, tau: 0\.5"
+    ):
         ObjectiveConfig.model_validate({"adagrpo": {"admit": 0.12, "tau": 0.7}})
     for wrong in (0.0, 1.0, 1.5):
         with pytest.raises(ValueError, match="admit"):

@@ -102,8 +102,12 @@ class _Options(Section):
     def _by_one_of_both(self) -> Self:
         admit = getattr(self, "admit", None)
         for name in THRESHOLDS if admit is not None else ():
-            if (given := getattr(self, name)) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} {given:g} and admit {admit:g}: admit finds it; admit: null keeps yours")
+            given, default = getattr(self, name), type(self).model_fields[name].default
+            if given != default:
+                raise ValueError(
+                    f"{name} {given:g} and admit {admit:g}: admit finds it; admit: null keeps yours, {name}:"
+                    f" {default:g} leaves it to admit"
+                )
         return self
 
 

@@ -67,14 +67,8 @@ def run_demo(directory: Path, config: Config, console: Console, *, compete: bool
     with side_by_side(directory, config, compete), locked(runs[GOOD]):
         _all_of(runs[GOOD], compete)
     with locked(runs[GOOD]), locked(runs[WRONG]):  # what is finished is read, and what failed beside it is said
-        verdicts: dict[str, dict[str, Any]] = {}
-        for name, run in runs.items():
-            run.ranker()
-            verdicts[name] = run.diagnose().content["verdict"]
-        decisions: dict[str, dict[str, Any]] = {}
-        for name, run in runs.items():
-            run.complete()
-            decisions[name] = run.decide(train=compete)
+        made = {name: _all_of(run, compete) for name, run in runs.items()}
+        verdicts, decisions = ({name: parts[place] for name, parts in made.items()} for place in (0, 1))
         fused = {}  # weights of policy and reward in `fuse`, in units of σ
         for name, run in runs.items():
             weights = run.content(FUSE, START, "weights.json")[FUSE]["weights"]
@@ -87,12 +81,14 @@ def run_demo(directory: Path, config: Config, console: Console, *, compete: bool
     return DemoResult(runs[GOOD].results, content, pages)
 
 
-def _all_of(run: Run, compete: bool) -> None:
+def _all_of(run: Run, compete: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make a run whole; return verdict and decision."""
     run.ranker()
-    run.diagnose()
+    verdict: dict[str, Any] = run.diagnose().content["verdict"]
     run.complete()
-    run.decide(train=compete)
+    decision = run.decide(train=compete)
     run.strata()
+    return verdict, decision
 
 
 @contextmanager
