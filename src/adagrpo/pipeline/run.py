@@ -125,10 +125,10 @@ class Run(RunDirectory):
         with self._doing():
             publish_first(self)
             self._make("prepare")
-            if not self.path("sft").is_dir():  # a reward that cannot teach is refused before anything is trained
-                look_before_fitting(Models(RunData(self)))
             check_named(RunData(self), ("train", "evaluate"))
             check_test_cases(self)
+            if not self.path("sft").is_dir():  # a reward that cannot teach is refused before anything is trained
+                look_before_fitting(Models(RunData(self)))
             for command in ("tokenize", "sft", "ranker"):
                 self._make(command)
             self._train(anyway=True)
