@@ -116,7 +116,7 @@ def test_the_gate_and_its_control_differ_by_an_interval() -> None:
         {"arm": "adagrpo", "other": "adagrpo-random", "checkpoint": kind, "against": against, "p_holm": 0.5}
         for kind in ("best", "final")
     ]
-    (told,) = [sentence for sentence in finding(result) if sentence.startswith("adagrpo less adagrpo-random")]
+    (told,) = [sentence for sentence in finding(result) if sentence.startswith("adagrpo minus adagrpo-random")]
     assert told.endswith("HR@10 -0.50 [-2.00, +1.00] points; no difference found.")
 
 

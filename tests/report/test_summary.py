@@ -71,7 +71,7 @@ def test_the_gate_and_its_control_differ_by_an_interval() -> None:
         row["metrics"] = {"hr@10": {"mean": (low + high) / 2, "low": low, "high": high}}
         return " ".join(summary_sentences(metrics, paired={"against": [row]}))
 
-    assert "adagrpo less adagrpo-random, last step: HR@10 +0.10 [-0.30, +0.50] points; no difference found." in said(
+    assert "adagrpo minus adagrpo-random, last step: HR@10 +0.10 [-0.30, +0.50] points; no difference found." in said(
         "adagrpo-random", -0.003, 0.005
     )
     assert "they differ in HR@10" in said("adagrpo-random", 0.001, 0.005)

@@ -92,7 +92,8 @@ def _carry_out(command: str, directory: Path, common: Common, **options: bool) -
         print_values({"stage": command, "folder": str(folder)} | outcome, as_json=True)
     else:
         typer.echo(library.tables.to_text(table) + f"\n\nfolder: {folder}")
-    if command == "train" and run.config.train.arms and run.path("report.html").is_file():
+    made_anew = any(name.startswith("train/") for name in run.made)
+    if command == "train" and made_anew and run.path("report.html").is_file():
         again = f"adagrpo evaluate --run {run.called}` and `adagrpo report --run {run.called}"
         run.console.note(f"note: report.html is of the arms before; `{again}` measure and show these")
     if command == "train" and not run.config.train.arms:

@@ -45,14 +45,14 @@ def control_sentence(control: str, against: Mapping[str, Mapping[str, float]]) -
     """Say what `adagrpo` has more than a control of its gate, by intervals of metrics (`mean`, `low`, `high`).
 
     >>> control_sentence("adagrpo-random", {"hr@10": {"mean": 0.0034, "low": -0.005, "high": 0.012}})
-    'adagrpo less adagrpo-random, last step: HR@10 +0.34 [-0.50, +1.20] points; no difference found.'
+    'adagrpo minus adagrpo-random, last step: HR@10 +0.34 [-0.50, +1.20] points; no difference found.'
     """
     shown = {name: against[name] for name in (HITS, UTILITY) if name in against}
     told = [difference(name, one["mean"], (one["low"], one["high"])) for name, one in shown.items()]
     differ = [metric_label(name) for name, one in shown.items() if one["low"] > 0 or one["high"] < 0]
     says = f"they differ in {' and '.join(differ)}" if differ else "no difference found"
     texts = ", ".join(f"{metric_label(name)} {text}" for name, text in zip(shown, told, strict=True))
-    return f"adagrpo less {control}, last step: {texts}; {says}."
+    return f"adagrpo minus {control}, last step: {texts}; {says}."
 
 
 def intervals(against: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
